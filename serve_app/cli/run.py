@@ -1,0 +1,266 @@
+"""`neuron-serve run`: one command from a config file to a served model, with progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+
+from serve_app.cli.dashboard import ApplicationStatus, Dashboard, DashboardError
+from serve_app.cli.view import status_table
+from serve_app.config import Document
+
+_POLL_S = 0.5
+_FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+_RAY = (2, 60)
+# What a person waits for at Ctrl-C while streams drain; a second Ctrl-C ends it at once.
+_STOP_S = 30.0
+
+
+class Stopped(Exception):
+    """SIGTERM or Ctrl-C."""
+
+
+def run(document: Document, address: str | None) -> int:
+    """Serve the document until Ctrl-C; returns the exit code."""
+    console = Console(stderr=True)
+    installed = tuple(int(part) for part in version("ray").split(".")[:2])
+    if installed < _RAY:
+        return _fail(
+            console, f"Ray {version('ray')} is too old -> pip install 'ray[serve]==2.60.*'"
+        )
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)
+    try:
+        started, dashboard = _connect(document, address, console)
+    except (DashboardError, OSError, ConnectionError, RuntimeError) as error:
+        return _fail(console, str(error).splitlines()[0])
+    except Stopped:
+        return 130
+    code = 130
+    try:
+        dashboard.deploy(document.data)
+        ready = _wait(document, dashboard, console)
+        code = 0 if ready else 1
+        if ready:
+            _watch(dashboard, console)
+    except DashboardError as error:
+        code = _fail(console, str(error))
+    except Stopped:
+        console.print("stopping: streams may finish, press Ctrl-C again to cut them off")
+    finally:
+        _end(started, dashboard, console)
+    return code
+
+
+def _connect(document: Document, address: str | None, console: Console) -> tuple[bool, Dashboard]:
+    """Connect to the Ray cluster, or start one. True: it is ours and ends with us."""
+    import ray
+
+    options: dict[str, Any] = {
+        "namespace": "serve",
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
+    ours = False
+    try:
+        context = ray.init(address=address or "auto", **options)
+        console.print(f"using the Ray cluster at {context.address_info['address']}")
+    except ConnectionError:
+        if address is not None:
+            raise ConnectionError(
+                f"no Ray cluster at {address} -> start it, or leave it out"
+            ) from None
+        ours = True
+        _check_port(document)
+        os.environ.update(data_plane_environment())
+        console.print("starting Ray")
+        context = ray.init(address="local", include_dashboard=True, **options)
+    if not context.dashboard_url:
+        raise RuntimeError("this Ray has no dashboard -> start it with --include-dashboard=true")
+    # Ray installs handlers of its own that end the process at once.
+    signal.signal(signal.SIGTERM, _stop)
+    logs = Path(context.address_info["session_dir"]) / "logs"
+    dashboard = Dashboard(f"http://{context.dashboard_url}", logs if ours else None)
+    if ours:
+        _check_cpus(document, ray.cluster_resources())
+    else:
+        _check_others(document, dashboard)
+    return ours, dashboard
+
+
+def _check_others(document: Document, dashboard: Dashboard) -> None:
+    """Serve's config is the whole truth: deploying ours would end what others serve."""
+    names = {app.name for _, app in document.applications()}
+    others = sorted({app.name for app in dashboard.applications()} - names)
+    if others:
+        raise RuntimeError(
+            f"this cluster already serves {', '.join(others)}, which would end -> "
+            "put all applications into one file, or replace them with `serve deploy`"
+        )
+
+
+def data_plane_environment() -> dict[str, str]:
+    """Environment of Ray's processes for the fast data plane on one machine.
+
+    HAProxy's two side ports have fixed defaults; a second cluster here would find them taken.
+    """
+    wanted = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(8404)),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(9101)),
+        # Ray runs its workers at niceness 15; an engine must not give way to its own clients.
+        "RAY_worker_niceness": "0",
+        # No load balancer stands before a laptop that would have to notice first.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _free_port(preferred: int) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            chosen: int = probe.getsockname()[1]
+            return chosen
+    raise OSError("no free TCP port")
+
+
+def _check_port(document: Document) -> None:
+    options = document.serve.http_options
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((options.host, options.port))
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {options.host}:{options.port}: {error.strerror} -> end what "
+                f"uses it, or change http_options.port in {document.file}"
+            ) from None
+
+
+def _check_cpus(document: Document, resources: dict[str, float]) -> None:
+    """A cluster of our own does not grow: what does not fit now never will."""
+    wanted = sum(
+        app.args.resources.num_cpus
+        * (app.args.scaling.num_replicas or app.args.scaling.min_replicas or 1)
+        for _, app in document.applications()
+    )
+    there = resources.get("CPU", 0.0)
+    if wanted > there:
+        raise RuntimeError(
+            f"the replicas ask for {wanted:g} CPUs and this machine has {there:g} -> lower "
+            "resources.num_cpus or scaling.num_replicas"
+        )
+
+
+def _wait(document: Document, dashboard: Dashboard, console: Console) -> bool:
+    """Show progress until all applications run (True) or one has failed (False)."""
+    begin = time.monotonic()
+    shown: dict[str, str] = {}
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        while True:
+            applications = dashboard.applications()
+            live.update(_progress(applications, time.monotonic() - begin))
+            if not console.is_terminal:
+                _log_changes(applications, shown, console)
+            failed = [app for app in applications if app.status in _FAILED]
+            if failed:
+                break
+            states = {app.status for app in applications}
+            if applications and states == {"RUNNING"}:
+                break
+            time.sleep(_POLL_S)
+    for app in failed:
+        _fail(console, f"{app.name}: {app.message or app.status}")
+    if not failed:
+        _announce(document, console, time.monotonic() - begin)
+    return not failed
+
+
+def _progress(applications: list[ApplicationStatus], elapsed: float) -> Any:
+    from rich.console import Group
+
+    spinner = Spinner("dots", f"starting, {elapsed:.0f} s")
+    return Group(status_table(applications), spinner)
+
+
+def _log_changes(
+    applications: list[ApplicationStatus], shown: dict[str, str], console: Console
+) -> None:
+    """Without a terminal: one line per change of phase."""
+    for app in applications:
+        phases = {replica.phase.name for replica in app.replicas if replica.phase}
+        words = " ".join([app.status, *sorted(phases)])
+        if shown.get(app.name) != words:
+            shown[app.name] = words
+            console.print(f"{app.name}: {words}")
+
+
+def _announce(document: Document, console: Console, elapsed: float) -> None:
+    options = document.serve.http_options
+    host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    for _, app in document.applications():
+        prefix = (app.route_prefix or "/").rstrip("/")
+        url = f"http://{host}:{options.port}{prefix}/v1"
+        console.print(f"ready in {elapsed:.0f} s: {app.args.model.id} at {url}", highlight=False)
+    console.print("Ctrl-C stops it")
+
+
+def _watch(dashboard: Dashboard, console: Console) -> None:
+    """Block; say when an application stops being well, and when it is again."""
+    shown: dict[str, str] = {}
+    while True:
+        time.sleep(2.0)
+        for app in dashboard.applications():
+            if shown.get(app.name, "RUNNING") != app.status:
+                console.print(f"{app.name}: {app.status} {app.message}".rstrip())
+            shown[app.name] = app.status
+
+
+def _end(ours: bool, dashboard: Dashboard, console: Console) -> None:
+    import psutil
+    import ray
+    from ray import serve
+
+    node = ray.get_runtime_context().get_node_id()
+    with suppress(Stopped, DashboardError):
+        serve.shutdown()
+        deadline = time.monotonic() + _STOP_S
+        while dashboard.applications() and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ray.shutdown()
+    if not ours:
+        return
+    # HAProxy outlives its actor when Ray is cut off; its command line names our node.
+    for process in psutil.process_iter(["cmdline"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if "haproxy" in words and node in words:
+            process.kill()
+    console.print("stopped")
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise Stopped
+
+
+def _fail(console: Console, message: str) -> int:
+    console.print(f"neuron-serve: {message}", style="red", highlight=False, soft_wrap=True)
+    return 1

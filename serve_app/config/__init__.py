@@ -1,0 +1,21 @@
+"""The configuration: one Ray Serve config file, typed. Pure data, no side effects."""
+
+from serve_app.config.document import Document, load, parse_args
+from serve_app.config.findings import ConfigError, Finding, Severity
+from serve_app.config.model import AppArgs, Health, Limits, Model, Resources, Scaling, Startup
+
+__all__ = [
+    "AppArgs",
+    "ConfigError",
+    "Document",
+    "Finding",
+    "Health",
+    "Limits",
+    "Model",
+    "Resources",
+    "Scaling",
+    "Severity",
+    "Startup",
+    "load",
+    "parse_args",
+]

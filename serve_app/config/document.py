@@ -1,0 +1,175 @@
+"""Read a Ray Serve config file: YAML in, typed document or findings with line numbers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from serve_app.config.faults import Faults
+from serve_app.config.findings import ConfigError, Finding, Severity, did_you_mean
+from serve_app.config.model import AppArgs
+from serve_app.config.serve_file import Application, ServeFile
+
+Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A valid config file: its path, the plain data for Ray Serve, and the typed form."""
+
+    file: str
+    data: dict[str, Any]
+    serve: ServeFile
+
+    def applications(self) -> Iterator[tuple[str, Application]]:
+        """Each application with its path in the document."""
+        for index, application in enumerate(self.serve.applications):
+            yield f"applications[{index}]", application
+
+
+def load(file: str | Path) -> Document:
+    """Read and check the config file.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or breaks the schema; holds every fault.
+    """
+    name = str(file)
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError([_error("file", f"cannot read it: {reason}")], name) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([_yaml_fault(error)], name) from None
+    if not isinstance(data, dict) or root is None:
+        mend = "start from one of configs/*.yaml"
+        raise ConfigError([_error("file", "it is not a Ray Serve config file", mend)], name)
+    findings = [*_duplicate_keys(root)]
+    try:
+        serve = ServeFile.model_validate(data)
+    except ValidationError as error:
+        findings += [f for fault in error.errors() for f in _findings(fault, ServeFile, root)]
+    if findings:
+        raise ConfigError(sorted(findings, key=lambda finding: finding.line or 0), name)
+    return Document(name, data, serve)
+
+
+def parse_args(args: dict[str, Any]) -> AppArgs:
+    """The typed `args:` of one application, as Ray Serve hands them to `build_app`.
+
+    Raises:
+        ConfigError: with every fault, paths starting at `args`.
+    """
+    try:
+        return AppArgs.model_validate(args)
+    except ValidationError as error:
+        found = [f for fault in error.errors() for f in _findings(fault, AppArgs, None)]
+        raise ConfigError(finding.under("args") for finding in found) from None
+
+
+def _findings(fault: Any, model: type[BaseModel], root: yaml.Node | None) -> Iterator[Finding]:
+    """One finding for a pydantic error, several where a validator collected several."""
+    location: Location = tuple(fault["loc"])
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, Faults):
+        for key, message, mend in cause.faults:
+            yield _error("schema", message, mend, (*location, key) if key else location, root)
+    elif fault["type"] == "extra_forbidden":
+        mend = did_you_mean(str(location[-1]), _known_keys(model, location[:-1]))
+        yield _error("schema", f"unknown key {location[-1]!r}", mend, location, root)
+    elif fault["type"] == "missing":
+        yield _error("schema", f"{location[-1]!r} is missing", "add it", location[:-1], root)
+    elif isinstance(cause, ValueError):
+        yield _error("schema", str(cause), "", location, root)
+    else:
+        message = fault["msg"].removeprefix("Input ")
+        given = fault["input"]
+        shown = "" if isinstance(given, dict | list) else f", not {given!r}"
+        yield _error("schema", f"{message}{shown}", "", location, root)
+
+
+def _error(
+    rule: str,
+    message: str,
+    mend: str = "",
+    location: Location = (),
+    root: yaml.Node | None = None,
+) -> Finding:
+    line = _line(root, location) if root is not None and location else None
+    return Finding(rule, Severity.ERROR, message, mend, dotted(location), line)
+
+
+def dotted(location: Sequence[str | int]) -> str:
+    """`("applications", 0, "args")` -> `applications[0].args`."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return path.removeprefix(".")
+
+
+def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
+    """The keys that the model at `location` below `model` has."""
+    for part in location:
+        if isinstance(part, int) or part not in model.model_fields:
+            continue
+        annotation = model.model_fields[part].annotation
+        nested = [annotation, *get_args(annotation)]
+        inner = [kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
+def _line(node: yaml.Node, location: Location) -> int:
+    """Line (from 1) of the deepest part of `location` that the document has."""
+    line = node.start_mark.line + 1
+    for part in location:
+        following: yaml.Node | None = None
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == str(part):
+                    line, following = key.start_mark.line + 1, value
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            following = node.value[part]
+            line = following.start_mark.line + 1
+        if following is None:
+            break
+        node = following
+    return line
+
+
+def _duplicate_keys(node: yaml.Node, location: Location = ()) -> Iterator[Finding]:
+    """YAML lets a key stand twice and drops the first; nobody means that."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _duplicate_keys(item, (*location, index))
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            where = (*location, str(key.value))
+            if key.value in seen:
+                yield Finding(
+                    "yaml",
+                    Severity.ERROR,
+                    f"the key {key.value!r} stands twice",
+                    "keep one",
+                    dotted(where),
+                    key.start_mark.line + 1,
+                )
+            seen.add(key.value)
+            yield from _duplicate_keys(value, where)
+
+
+def _yaml_fault(error: yaml.YAMLError) -> Finding:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    message = f"it is not valid YAML: {problem}"
+    line = mark.line + 1 if mark else None
+    return Finding("yaml", Severity.ERROR, message, "mend the indentation or quotes", "", line)

@@ -1,0 +1,138 @@
+"""Ray Serve's own config file (ServeDeploySchema), strict, with our `args:` typed.
+
+Ray ignores unknown keys for the sake of newer versions; a typing error then does nothing,
+silently. Here they are refused. A test compares the keys with the installed Ray's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from serve_app.config.faults import Faults
+from serve_app.config.findings import did_you_mean
+from serve_app.config.model import AppArgs, Strict
+
+DEPLOYMENT = "engine"
+"""Name of the deployment that holds the engine; `deployments:` overrides refer to it."""
+
+DEPLOYMENT_KEYS = frozenset(
+    {
+        "name",
+        "num_replicas",
+        "max_ongoing_requests",
+        "max_queued_requests",
+        "backpressure_config",
+        "user_config",
+        "autoscaling_config",
+        "graceful_shutdown_wait_loop_s",
+        "graceful_shutdown_timeout_s",
+        "health_check_period_s",
+        "health_check_timeout_s",
+        "ray_actor_options",
+        "placement_group_bundles",
+        "placement_group_strategy",
+        "placement_group_bundle_label_selector",
+        "max_replicas_per_node",
+        "logging_config",
+        "request_router_config",
+        "gang_scheduling_config",
+        "deployment_actors",
+        "rolling_update_percentage",
+        "max_surge_percent",
+    }
+)
+
+
+class HttpOptions(Strict):
+    """Where the HTTP front listens."""
+
+    host: str = Field(default="0.0.0.0", description="Address to listen on. Ray's default: all.")
+    port: int = Field(default=8000, ge=1, le=65535, description="TCP port. Default 8000.")
+    root_path: str = Field(default="", description="Prefix that a proxy in front has cut off.")
+    request_timeout_s: float | None = Field(
+        default=None, description="Seconds until Serve ends a request. Default: never."
+    )
+    keep_alive_timeout_s: int = Field(default=90, description="Idle seconds of a connection.")
+    ssl_keyfile: str | None = Field(default=None, description="TLS key file.")
+    ssl_certfile: str | None = Field(default=None, description="TLS certificate file.")
+    ssl_keyfile_password: str | None = Field(default=None, description="Password of the key.")
+    ssl_ca_certs: str | None = Field(default=None, description="TLS certificate authorities.")
+
+
+class Application(Strict):
+    """One application: one model on one route prefix."""
+
+    name: str = Field(default="default", min_length=1, description="Name of the application.")
+    route_prefix: str | None = Field(
+        default="/", pattern="^/", description="Path under which its routes stand."
+    )
+    import_path: Literal["serve_app:build_app"] = Field(description="This package's builder.")
+    args: AppArgs = Field(description="The model, its engine, and how it is served.")
+    deployments: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description=f"Ray Serve's own overrides of the deployment {DEPLOYMENT!r}.",
+    )
+    runtime_env: dict[str, Any] = Field(
+        default_factory=dict, description="Ray's runtime environment of the application."
+    )
+    host: str = Field(default="0.0.0.0", description="Unused by Serve: see http_options.")
+    port: int = Field(default=8000, description="Unused by Serve: see http_options.")
+    autoscaling_policy: dict[str, Any] | None = Field(
+        default=None, description="Ray Serve's application-level autoscaling policy."
+    )
+    logging_config: dict[str, Any] | None = Field(
+        default=None, description="Ray Serve's logging of this application."
+    )
+    external_scaler_enabled: bool = Field(
+        default=False, description="Ray Serve's switch for an external scaler."
+    )
+
+    @field_validator("deployments")
+    @classmethod
+    def _known_overrides(cls, overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        faults = []
+        for override in overrides:
+            if override.get("name") != DEPLOYMENT:
+                given = override.get("name")
+                faults.append(("", f"no deployment {given!r}", f"name it {DEPLOYMENT!r}"))
+            for key in override.keys() - DEPLOYMENT_KEYS:
+                mend = did_you_mean(key, DEPLOYMENT_KEYS)
+                faults.append(("", f"unknown key {key!r} of a deployment", mend))
+        if faults:
+            raise Faults(faults)
+        return overrides
+
+
+class ServeFile(Strict):
+    """The whole file, as `serve run` and `serve deploy` take it."""
+
+    proxy_location: Literal["Disabled", "HeadOnly", "EveryNode"] = Field(
+        default="EveryNode", description="On which nodes the HTTP front runs."
+    )
+    http_options: HttpOptions = Field(default=HttpOptions(), description="The HTTP front.")
+    grpc_options: dict[str, Any] = Field(default_factory=dict, description="Ray Serve's gRPC.")
+    controller_options: dict[str, Any] | None = Field(
+        default=None, description="Ray Serve's controller."
+    )
+    logging_config: dict[str, Any] | None = Field(
+        default=None, description="Ray Serve's logging, for example {encoding: JSON}."
+    )
+    tracing_config: dict[str, Any] | None = Field(default=None, description="Ray Serve's tracing.")
+    target_capacity: float | None = Field(
+        default=None, ge=0, le=100, description="Percent of the replicas to run."
+    )
+    applications: list[Application] = Field(min_length=1, description="The applications.")
+
+    @field_validator("applications")
+    @classmethod
+    def _distinct(cls, applications: list[Application]) -> list[Application]:
+        faults = []
+        for field in ("name", "route_prefix"):
+            values = [getattr(application, field) for application in applications]
+            for value in sorted({v for v in values if v is not None and values.count(v) > 1}):
+                faults.append(("", f"two applications have the {field} {value!r}", "change one"))
+        if faults:
+            raise Faults(faults)
+        return applications

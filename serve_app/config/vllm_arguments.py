@@ -1,0 +1,115 @@
+"""Names and kinds of `vllm serve`'s arguments, per vLLM version, known without vLLM.
+
+The table is `vllm_arguments.json`; `scripts/update_vllm_arguments.py` writes it from the
+parser of an installed vLLM, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+NEWEST = "0.29"
+"""The vLLM of the `cpu` back end, whose arguments the editor's schema lists."""
+
+OWNED = {
+    "model": "set model.source",
+    "model_tag": "set model.source",
+    "served_model_name": "set model.id",
+    "tokenizer": "set model.tokenizer",
+    "revision": "set model.revision",
+    "hf_token": "put HF_TOKEN: ${HF_TOKEN} under env",
+    "api_key": "keys do not belong into a config file",
+    "host": "set http_options.host of the file",
+    "port": "set http_options.port of the file",
+    "uds": "Ray Serve listens",
+    "root_path": "set route_prefix of the application",
+    "config": "write its arguments here",
+    "middleware": "Ray Serve's replica holds the middleware",
+    "headless": "a replica holds the whole engine",
+    "grpc": "the routes are OpenAI's over HTTP",
+    "api_server_count": "set scaling.num_replicas",
+    "ssl_keyfile": "set http_options of the file",
+    "ssl_certfile": "set http_options of the file",
+}
+"""Arguments that other parts of the configuration decide, each with where to set it."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument: `kind` is bool, flag, int, float, list, json or text."""
+
+    kind: str
+
+    def refuses(self, value: Any) -> str | None:
+        """What the argument takes, in words, when `value` is plainly of another type."""
+        wanted = _TYPES.get(self.kind)
+        if wanted is None or value is None:
+            return None
+        if isinstance(value, wanted) and (not isinstance(value, bool) or bool in wanted):
+            return None
+        return _WORDS[self.kind]
+
+    def cli(self, name: str, value: Any) -> list[str]:
+        """`value` as words of the `vllm serve` command line; None means vLLM's default."""
+        option = "--" + name.replace("_", "-")
+        if value is None or (self.kind == "flag" and not value):
+            return []
+        if self.kind == "flag":
+            return [option]
+        if self.kind == "bool":
+            return [option if value else option.replace("--", "--no-", 1)]
+        if self.kind == "list":
+            values = value if isinstance(value, list) else [value]
+            return [option, *(_word(item) for item in values)]
+        return [f"{option}={_word(value)}"]
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
+    "flag": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "json": (dict, list, str, int),
+}
+_WORDS = {
+    "bool": "true or false",
+    "flag": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "json": "a mapping",
+}
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+@cache
+def _table() -> dict[str, dict[str, str]]:
+    text = files("serve_app.config").joinpath("vllm_arguments.json").read_text()
+    table: dict[str, dict[str, str]] = json.loads(text)
+    return table
+
+
+@cache
+def arguments(version: str) -> Mapping[str, Argument]:
+    """The arguments of the vLLM `version` ("0.29").
+
+    Raises:
+        KeyError: no table for this version.
+    """
+    return {name: Argument(kind) for name, kind in _table()[version].items()}
+
+
+def command(version: str, model: str, engine_args: Mapping[str, Any]) -> list[str]:
+    """The `vllm serve` command line that these engine arguments stand for."""
+    known = arguments(version)
+    words = ["vllm", "serve", model]
+    for name, value in engine_args.items():
+        words += known[name].cli(name, value)
+    return words

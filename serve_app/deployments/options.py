@@ -1,0 +1,49 @@
+"""Ray Serve's options of the engine deployment, as plain data: no ray is imported here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from serve_app.backends import EnginePlan
+from serve_app.config import AppArgs
+from serve_app.config.serve_file import DEPLOYMENT
+
+# Serve calls a replica unhealthy after 3 checks in a row have failed.
+_HEALTH_CHECK_PERIOD_S = 5.0
+_HEALTH_CHECK_TIMEOUT_S = 10.0
+_RETRY_AFTER_S = 1.0
+
+
+def deployment_options(args: AppArgs, plan: EnginePlan) -> dict[str, Any]:
+    """Options for `serve.deployment`; `deployments:` of the config file overrides them."""
+    seqs = plan.max_num_seqs
+    scaling = args.scaling
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "ray_actor_options": {
+            **plan.actor_options,
+            # One event loop in the replica: a second one costs a hop between threads per token.
+            "runtime_env": {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}},
+        },
+        "max_ongoing_requests": args.limits.max_ongoing_requests or 2 * seqs,
+        "max_queued_requests": _given(args.limits.max_queued_requests, 2 * seqs),
+        "backpressure_config": {"status_code": 503, "retry_after_s": _RETRY_AFTER_S},
+        "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": args.health.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "max_constructor_retry_count": args.startup.attempts,
+    }
+    if scaling.autoscaling:
+        options["autoscaling_config"] = {
+            "min_replicas": _given(scaling.min_replicas, 1),
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests or float(seqs),
+        }
+    else:
+        options["num_replicas"] = scaling.num_replicas or 1
+    return options
+
+
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value

@@ -1,0 +1,194 @@
+"""Start, watch and stop the engine of a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve_app.backends import EnginePlan
+from serve_app.config import AppArgs
+from serve_app.config.environment import expand
+from serve_app.engine.child import PARENT_VARIABLE, console_logging, logging_config
+from serve_app.engine.errors import StartupError
+from serve_app.engine.phases import ENGINE, READY, Phases, logger
+from serve_app.engine.weights import fetch
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_POLL_S = 0.5
+
+
+class StepClock:
+    """A stat logger of vLLM's shape that only remembers when the engine last made a step."""
+
+    def __init__(self) -> None:
+        self.last_step = time.monotonic()
+
+    def __call__(self, vllm_config: Any, engine_index: int = 0) -> StepClock:
+        return self
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        self.last_step = time.monotonic()
+
+    def log(self) -> None: ...
+
+    def log_engine_initialized(self) -> None: ...
+
+    def record_sleep_state(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+class Engine:
+    """A running engine: vLLM's ASGI app, its health, its end."""
+
+    def __init__(self, llm: AsyncLLM, app: FastAPI, args: AppArgs, clock: StepClock) -> None:
+        self.app = app
+        self._llm = llm
+        self._health = args.health
+        self._clock = clock
+        self._probe: asyncio.Task[None] | None = None
+        self._probed_at = 0.0
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead, or alive but frozen.
+
+        An engine that steps is well. One that has not stepped for `probe_period_s` is asked
+        for one token; it is frozen when that takes longer than `probe_timeout_s`.
+
+        Raises:
+            RuntimeError: says which of the two.
+        """
+        if self._llm.errored:
+            raise RuntimeError("the engine is dead: EngineCore has exited")
+        now = time.monotonic()
+        if now - self._clock.last_step < self._health.probe_period_s:
+            self._stop_probe()
+        elif self._probe is None:
+            self._probed_at = now
+            from serve_app.engine.adapter import one_token
+
+            request_id = f"health-{uuid.uuid4().hex}"
+            self._probe = asyncio.create_task(one_token(self._llm, request_id))
+        elif self._probe.done():
+            self._probe = None
+            self._clock.last_step = now  # pooling models have no token to give
+        elif now - self._probed_at > self._health.probe_timeout_s:
+            waited = now - self._probed_at
+            raise RuntimeError(f"the engine is frozen: no token in {waited:.0f} s")
+
+    def _stop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+
+    def shutdown(self) -> None:
+        """End EngineCore and its workers."""
+        self._stop_probe()
+        self._llm.shutdown()
+
+
+async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engine:
+    """Fetch the weights, start vLLM and build its app. Sets this process's environment.
+
+    Raises:
+        ConfigError: a variable that `env` refers to is unset.
+        StartupError: one line with the first cause.
+    """
+    for name, value in plan.env.items():
+        os.environ[name] = expand(value, os.environ, f"env.{name}")
+    # The whole start runs outside the event loop and under no time limit.
+    model = await asyncio.to_thread(
+        fetch, args.model.where, args.model.revision, "model.source", phases
+    )
+    tokenizer = None
+    if args.model.tokenizer:
+        tokenizer = await asyncio.to_thread(
+            fetch, args.model.tokenizer, None, "model.tokenizer", phases
+        )
+    phases.report(ENGINE, f"vLLM on {plan.backend}")
+    command = plan.command(model, args.model.id, tokenizer)
+    logger.info("engine: %s", shlex.join(command))
+    clock = StepClock()
+    llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
+    from serve_app.engine import adapter
+
+    engine = Engine(llm, await adapter.serving_app(llm, parsed), args, clock)
+    phases.report(READY)
+    return engine
+
+
+def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:
+    # vLLM configures logging when it is imported, and that closes the handlers of everyone,
+    # Ray Serve's log file among them. Its processes shall do it, this one not.
+    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
+    from serve_app.engine import adapter
+
+    del os.environ["VLLM_CONFIGURE_LOGGING"]
+    console_logging()
+    with _child_events(phases) as errors:
+        try:
+            parsed = adapter.parse(command)
+            return adapter.start(parsed, clock), parsed
+        except StartupError:
+            raise
+        except Exception as error:
+            # EngineCore's own words come first: what vLLM raises here only points to its log.
+            cause = errors[0] if errors else f"{type(error).__name__}: {_first_line(error)}"
+            raise StartupError(f"vLLM cannot start the model: {cause}") from error
+
+
+@contextmanager
+def _child_events(phases: Phases) -> Iterator[list[str]]:
+    """Follow what vLLM's processes say of their start; yields the errors as they come."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    errors: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="neuron-serve-") as directory:
+        events = Path(directory, "events.jsonl")
+        events.touch()
+        config = Path(directory, "logging.json")
+        config.write_text(json.dumps(logging_config(events)))
+        if ours := "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
+            os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
+        done = threading.Event()
+
+        def follow() -> None:
+            with events.open() as file:
+                while True:
+                    ended = done.wait(_POLL_S)
+                    for line in file:
+                        event = json.loads(line)
+                        if "phase" in event:
+                            phases.report(event["phase"])
+                        else:
+                            errors.append(_first_line(event["error"]))
+                    if ended:
+                        return
+
+        follower = threading.Thread(target=follow, name="startup-events", daemon=True)
+        follower.start()
+        try:
+            yield errors
+        finally:
+            done.set()
+            follower.join()
+            if ours:
+                del os.environ["VLLM_LOGGING_CONFIG_PATH"]
+
+
+def _first_line(error: object) -> str:
+    """The first line that says something; pydantic puts the cause on the third."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and "validation error" in lines[0]:
+        return next((line for line in lines[1:] if "," in line or "error" in line), lines[0])
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,51 @@
+"""Start-up phases, as lines of the replica's own Serve log that people and `status` read."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+
+# Ray Serve writes this logger into the replica's log file, which the dashboard serves.
+logger = logging.getLogger("ray.serve")
+
+DOWNLOAD = "download"
+ENGINE = "engine"
+WEIGHTS = "weights"
+WARM_UP = "warm-up"
+READY = "ready"
+
+_LINE = re.compile(
+    r'startup phase=(?P<name>\S+) elapsed=(?P<elapsed>[\d.]+)s(?: (?P<detail>[^"\n]+))?'
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: its name, seconds since the start of the replica, and a detail in words."""
+
+    name: str
+    elapsed: float
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"startup phase={self.name} elapsed={self.elapsed:.1f}s {self.detail}".rstrip()
+
+    @staticmethod
+    def last(log: str) -> Phase | None:
+        """The last phase that a replica's log tells of."""
+        for match in reversed(list(_LINE.finditer(log))):
+            detail = (match["detail"] or "").strip()
+            return Phase(match["name"], float(match["elapsed"]), detail)
+        return None
+
+
+class Phases:
+    """Reports the phases of one start."""
+
+    def __init__(self) -> None:
+        self._begin = time.monotonic()
+
+    def report(self, name: str, detail: str = "") -> None:
+        logger.info(str(Phase(name, time.monotonic() - self._begin, detail)))

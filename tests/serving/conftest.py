@@ -1,0 +1,135 @@
+"""One real stack for the session: `serve run` of the demo model, behind HAProxy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MODEL = "neuron-serve/demo"
+START_S = 180
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment() -> dict[str, str]:
+    """The fast data plane, with side ports of its own and no wait for a load balancer."""
+    return {
+        **os.environ,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+
+@dataclass
+class Stack:
+    """A running command and the port that it serves on."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def wait_until_ready(self, seconds: float = START_S) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                if MODEL in httpx.get(f"{self.url}/v1/models", timeout=5).text:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(f"not ready in {seconds} s:\n{self.log.read_text()[-3000:]}")
+
+    def tree(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def engines(self) -> list[psutil.Process]:
+        """EngineCore and its worker processes."""
+        return [p for p in self.tree() if command_line(p).startswith("VLLM::")]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's samples on vLLM's own /metrics."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
+
+    def stop(self, sig: signal.Signals = signal.SIGINT, seconds: float = 60) -> int:
+        """End it and see that nothing is left of it."""
+        tree = self.tree()
+        self.process.send_signal(sig)
+        code = self.process.wait(seconds)
+        _, alive = psutil.wait_procs(tree, timeout=30)
+        left = [command_line(process) for process in alive]
+        for process in alive:
+            process.kill()
+        assert not left
+        return code
+
+
+def command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def start(command: list[str], port: int, log: Path) -> Stack:
+    # Of its own session, so that a Ctrl-C at the tests reaches it only through its fixture.
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=environment(),
+            start_new_session=True,
+        )
+    return Stack(process, port, log)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`serve run configs/local-cpu.yaml`, on a free port."""
+    directory = tmp_path_factory.mktemp("stack")
+    port = free_port()
+    config = directory / "local-cpu.yaml"
+    text = (ROOT / "configs/local-cpu.yaml").read_text()
+    config.write_text(text.replace("port: 8000", f"port: {port}"))
+    running = start(["serve", "run", str(config)], port, directory / "log")
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
