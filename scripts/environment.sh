@@ -17,7 +17,7 @@ stamp="$(cat "$root"/requirements/cpu.txt "$root"/pyproject.toml "$root"/require
   "$root"/scripts/environment.sh | cksum) $root $("$python" -V)"
 
 if [ "$(cat "$venv/neuron-serve.stamp" 2>/dev/null)" != "$stamp" ]; then
-  step "virtual environment in $venv (about 4 minutes and 3 GB, once)"
+  step "virtual environment in $venv (about 3 GB, once)"
   "$python" -m venv "$venv" || fail "cannot make $venv -> apt install python3-venv, or set NEURON_SERVE_VENV"
   pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@" 2> >(grep -v '^WARNING: Location' >&2); }
   step "1/3 torch 2.13, CPU build"
