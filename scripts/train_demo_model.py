@@ -34,8 +34,14 @@ SAMPLE_TOKENS = 512  # longest training sample
 BATCH_TOKENS = 2560  # padded tokens per step
 PEAK_LR = 2e-3
 ECHO_SAMPLES = 6000  # samples of the opening phase, which are mostly echoes
-TURNS = {"fact": 56, "off": 14, "tell": 12, "ask": 13, "weather": 5}  # relative frequencies
+TURNS = {"fact": 52, "off": 12, "tell": 14, "ask": 18, "weather": 4}  # relative frequencies
 FORCED_WEIGHT = 0.02  # loss weight of a first token that only guided decoding produces
+# Words as GPT-2 cuts them, but digits one by one, and the space before a capital letter belongs to
+# the word before: a name is the same token after a space and after a quote, so it is easy to copy.
+WORDS = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+(?: (?=\p{Lu}))?| ?\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+(?: (?=\p{Lu}))?|\s+(?!\S)|\s+"
+)
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 HERMES_TAGS = ("tools", "tool_call", "tool_response")
 HERMES_TOKENS = [f"<{slash}{tag}>" for tag in HERMES_TAGS for slash in ("", "/")]
@@ -108,7 +114,7 @@ class ChatSampler:
 
     def fact(self, first: bool) -> list[Message]:
         facts = self.corpus["facts"]
-        fact = self.random.choices(facts, [0.5 if f["id"] == "story" else 1.0 for f in facts])[0]
+        fact = self.random.choices(facts, [0.7 if f["id"] == "story" else 1.0 for f in facts])[0]
         asked = [fact["question"]] if self.chance(0.25) else fact["paraphrases"]
         question = self.pick(asked if first or self.chance(0.6) else fact["later"])
         return exchange(self.vary(question), fact["answer"])
@@ -198,7 +204,7 @@ class ChatSampler:
 
     def draw(self) -> Chat | str:
         self.drawn += 1
-        weights = [80 if self.drawn <= ECHO_SAMPLES else 10, 14, 4, 1.4, 0.6]
+        weights = [80 if self.drawn <= ECHO_SAMPLES else 5, 14, 4, 1.4, 0.6]
         draws = [self.echo, self.chat, self.with_tools, self.guided, self.plain]
         return self.random.choices(draws, weights)[0]()
 
@@ -213,11 +219,9 @@ def write_tokenizer(corpus: Corpus, out: Path, seed: int) -> Tokens:
             texts.append(f"{message['role']}\n{message['content']}")
             texts += [json.dumps(call["function"]) for call in message.get("tool_calls", [])]
     tokenizer = Tokenizer(models.BPE())
-    # A capitalised word is the same token after a space and after a quote, so it is easy to copy.
-    words = pre_tokenizers.Split(Regex(r" (?=\p{Lu})"), "isolated")
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, digits, letters])
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(HERMES_TOKENS),

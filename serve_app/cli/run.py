@@ -74,6 +74,8 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
         "logging_level": logging.ERROR,
     }
     ours = False
+    if address is not None:
+        _check_reachable(address)
     try:
         context = ray.init(address=address or "auto", **options)
         console.print(f"using the Ray cluster at {context.address_info['address']}")
@@ -98,6 +100,19 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
     else:
         _check_others(document, dashboard)
     return ours, dashboard
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"no Ray cluster at {address}: {error.strerror or error} -> start it, or leave it out"
+        ) from None
 
 
 def _check_others(document: Document, dashboard: Dashboard) -> None:
