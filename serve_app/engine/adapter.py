@@ -73,7 +73,8 @@ def start(args: Namespace, step_clock: Any) -> AsyncLLM:
         vllm_config=engine_args.create_engine_config(usage_context=context),
         usage_context=context,
         # vLLM's own /metrics, and the same figures through Ray's agent of the node.
-        stat_loggers=[PrometheusStatLogger, RayPrometheusStatLogger, step_clock],
+        # In this order: making Ray's unregisters the metrics of the other.
+        stat_loggers=[RayPrometheusStatLogger, PrometheusStatLogger, step_clock],
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
     )
