@@ -82,12 +82,15 @@ class Stack:
         """End it and see that nothing is left of it."""
         tree = self.tree()
         self.process.send_signal(sig)
-        code = self.process.wait(seconds)
-        _, alive = psutil.wait_procs(tree, timeout=30)
-        left = [command_line(process) for process in alive]
-        for process in alive:
-            process.kill()
-        assert not left
+        try:
+            code = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            _, alive = psutil.wait_procs(tree, timeout=30)
+            for process in alive:
+                process.kill()
+        assert not alive
         return code
 
 
@@ -99,6 +102,9 @@ def command_line(process: psutil.Process) -> str:
 
 
 def start(command: list[str], port: int, log: Path) -> Stack:
+    # Tests that run in the background of a shell have SIGINT ignored, and would hand that down.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of its own session, so that a Ctrl-C at the tests reaches it only through its fixture.
     with log.open("wb") as file:
         process = subprocess.Popen(
