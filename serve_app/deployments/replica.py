@@ -12,7 +12,7 @@ from serve_app.backends import BACKENDS, this_machine
 from serve_app.config import ConfigError, Severity, parse_args
 from serve_app.engine.engine import Engine, start_engine
 from serve_app.engine.phases import Phases
-from serve_app.ingress import answer_in_openai_form
+from serve_app.ingress import add_ingress
 from serve_app.preflight import check_application
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class EngineReplica:
         for reason in plan.reasons:
             logger.info(reason)
         self._engine = await start_engine(self._args, plan, Phases())
-        answer_in_openai_form(self._engine.app)
+        add_ingress(self._engine.app)
         return self._engine.app
 
     async def check_health(self) -> None:

@@ -17,8 +17,6 @@ from starlette.responses import JSONResponse
 def answer_in_openai_form(app: FastAPI) -> None:
     """Add the handler to vLLM's app. vLLM's own handlers are more specific and stay."""
     app.add_exception_handler(HTTPException, _openai_error)
-    # vLLM's container standards have built the stack already; Starlette builds it anew.
-    app.middleware_stack = None
 
 
 async def _openai_error(request: Request, error: Exception) -> JSONResponse:

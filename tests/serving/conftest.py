@@ -20,6 +20,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODEL = "neuron-serve/demo"
 START_S = 180
+# Made once: a TLS context costs 50 ms of CPU, which may take seconds beside a busy engine.
+HTTP = httpx.Client(verify=False, timeout=60)
 
 
 def free_port() -> int:
@@ -38,6 +40,8 @@ def environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        # As `neuron-serve run` does: Ray's niceness of 15 would give way to the tests.
+        "RAY_worker_niceness": "0",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
 
@@ -75,7 +79,7 @@ class Stack:
 
     def metric(self, name: str) -> float:
         """The sum of a metric's samples on vLLM's own /metrics."""
-        lines = httpx.get(f"{self.url}/metrics", timeout=10).text.splitlines()
+        lines = HTTP.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
 
     def stop(self, sig: signal.Signals = signal.SIGINT, seconds: float = 60) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import time
 
-import httpx
 import pytest
 
-MODEL = "neuron-serve/demo"
+from tests.serving.conftest import HTTP, MODEL, Stack
+
 pytestmark = pytest.mark.timeout(300)
 
 
-def wait_for_other_engines(stack, old: list[int], seconds: float) -> float:
+def wait_for_other_engines(stack: Stack, old: list[int], seconds: float) -> float:
     """Seconds until the old engine's processes are gone and a new engine answers."""
     begin = time.monotonic()
     while time.monotonic() - begin < seconds:
@@ -24,17 +24,17 @@ def wait_for_other_engines(stack, old: list[int], seconds: float) -> float:
     raise AssertionError(f"still {stack.engines()}\n{stack.log.read_text()[-2000:]}")
 
 
-def answers(stack) -> bool:
+def answers(stack: Stack) -> bool:
     body = {"model": MODEL, "prompt": "neuron-serve", "max_tokens": 3}
-    answer = httpx.post(f"{stack.url}/v1/completions", json=body, timeout=60)
+    answer = HTTP.post(f"{stack.url}/v1/completions", json=body)
     return answer.status_code == 200 and len(answer.json()["choices"]) == 1
 
 
-def test_a_killed_engine_is_replaced(stack) -> None:
+def test_a_killed_engine_is_replaced(stack: Stack) -> None:
     engines = stack.engines()
     assert engines
     body = {"model": MODEL, "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{stack.url}/v1/completions", json=body, timeout=60) as answer:
+    with HTTP.stream("POST", f"{stack.url}/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
         engines[0].send_signal(signal.SIGKILL)
@@ -44,7 +44,7 @@ def test_a_killed_engine_is_replaced(stack) -> None:
     assert answers(stack)
 
 
-def test_a_frozen_engine_is_found_and_replaced(stack) -> None:
+def test_a_frozen_engine_is_found_and_replaced(stack: Stack) -> None:
     engines = stack.engines()
     for process in engines:
         process.send_signal(signal.SIGSTOP)
@@ -56,7 +56,7 @@ def test_a_frozen_engine_is_found_and_replaced(stack) -> None:
     assert answers(stack)
 
 
-def test_a_killed_replica_takes_its_engine_along(stack) -> None:
+def test_a_killed_replica_takes_its_engine_along(stack: Stack) -> None:
     engines = stack.engines()
     (replica,) = [p for p in stack.tree() if p.name().startswith("ray::ServeRepli")]
     replica.send_signal(signal.SIGKILL)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+import httpx
+
+from tests.serving.conftest import HTTP, MODEL, Stack
+
+BODY = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Tell me a long story about neuron-serve."}],
+    "max_tokens": 900,
+    "ignore_eos": True,
+}
+
+
+def running(stack: Stack) -> float:
+    return stack.metric("vllm:num_requests_running")
+
+
+def wait_until_idle(stack: Stack) -> float:
+    begin = time.monotonic()
+    while running(stack):
+        assert time.monotonic() - begin < 30
+    return time.monotonic() - begin
+
+
+def test_the_story_takes_longer_than_the_limit(stack: Stack) -> None:
+    """Else the tests below could not fail."""
+    begin = time.monotonic()
+    HTTP.post(f"{stack.url}/v1/chat/completions", json=BODY).raise_for_status()
+    assert time.monotonic() - begin > 2.0
+
+
+def test_a_client_that_leaves_a_stream_frees_the_engine(stack: Stack) -> None:
+    body = {**BODY, "stream": True}
+    with HTTP.stream("POST", f"{stack.url}/v1/chat/completions", json=body) as answer:
+        # The iterator is kept: httpx closes the stream when it is dropped.
+        lines = answer.iter_lines()
+        for _ in range(20):
+            next(lines)
+        assert running(stack) == 1
+    assert wait_until_idle(stack) < 1.0
+
+
+def test_a_client_that_leaves_a_whole_answer_frees_the_engine(stack: Stack) -> None:
+    for _ in range(8):
+        begin = time.monotonic()
+        with suppress(httpx.ReadTimeout):
+            HTTP.post(f"{stack.url}/v1/chat/completions", json=BODY, timeout=0.5)
+        stayed = time.monotonic() - begin
+        # An engine that spins on every core can keep this process itself from running.
+        if wait_until_idle(stack) < 1.0 and stayed < 1.0:
+            return
+    raise AssertionError("the engine went on for a client that had left")
