@@ -48,7 +48,7 @@ def run(document: Document, address: str | None) -> int:
         return _fail(console, str(error).splitlines()[0])
     except Stopped:
         return 130
-    code = 130
+    code, ready = 130, False
     try:
         dashboard.deploy(document.data)
         ready = _wait(document, dashboard, console)
@@ -58,9 +58,10 @@ def run(document: Document, address: str | None) -> int:
     except DashboardError as error:
         code = _fail(console, str(error))
     except Stopped:
-        console.print("stopping: streams may finish, press Ctrl-C again to cut them off")
+        if ready:
+            console.print("stopping: streams may finish, press Ctrl-C again to cut them off")
     finally:
-        _end(started, dashboard, console)
+        _end(started, ready, dashboard, console)
     return code
 
 
@@ -249,17 +250,20 @@ def _watch(dashboard: Dashboard, console: Console) -> None:
             shown[app.name] = app.status
 
 
-def _end(ours: bool, dashboard: Dashboard, console: Console) -> None:
+def _end(ours: bool, drain: bool, dashboard: Dashboard, console: Console) -> None:
     import psutil
     import ray
     from ray import serve
 
     node = ray.get_runtime_context().get_node_id()
     with suppress(Stopped, DashboardError):
+        if drain:
+            # Before the shutdown, which takes HAProxy away from under the streams.
+            for application in dashboard.applications():
+                serve.delete(application.name, _blocking=False)
+            _wait_until_gone(dashboard)
         serve.shutdown()
-        deadline = time.monotonic() + _STOP_S
-        while dashboard.applications() and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
+        _wait_until_gone(dashboard)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ray.shutdown()
     if not ours:
@@ -270,6 +274,12 @@ def _end(ours: bool, dashboard: Dashboard, console: Console) -> None:
         if "haproxy" in words and node in words:
             process.kill()
     console.print("stopped")
+
+
+def _wait_until_gone(dashboard: Dashboard) -> None:
+    deadline = time.monotonic() + _STOP_S
+    while dashboard.applications() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from serve_app.config.environment import references
 from serve_app.config.faults import Faults
 from serve_app.config.findings import did_you_mean
-from serve_app.config.vllm_arguments import NEWEST, OWNED, arguments
+from serve_app.config.vllm_arguments import OWNED, every_argument
 
 
 class Strict(BaseModel):
@@ -62,6 +62,11 @@ class Resources(Strict):
         default=None,
         gt=0,
         description="Host memory in GiB that Ray reserves per replica. Default: none reserved.",
+    )
+    logical_nc_config: Literal[1, 2] | None = Field(
+        default=None,
+        description="Physical NeuronCores per logical core on trn2 and later "
+        "(NEURON_LOGICAL_NC_CONFIG). Default: 2 there, 1 on inf2 and trn1.",
     )
     kv_cache_gib: float = Field(
         default=1.0,
@@ -128,6 +133,33 @@ class Limits(Strict):
     )
 
 
+class Stack(Strict):
+    """Pins of the Neuron software; without them, the newest that serves the instance."""
+
+    sdk: str | None = Field(
+        default=None,
+        pattern=r"^\d+\.\d+(\.\d+)?$",
+        description='Neuron SDK, for example "2.28". Quote it: YAML reads 2.30 as a number.',
+    )
+
+
+class Compile(Strict):
+    """Where compiled graphs are kept, so that the next start does not compile."""
+
+    artifact: str | None = Field(
+        default=None,
+        description="`nxdi`: directory of the compiled model (NEURON_COMPILED_ARTIFACTS). Loaded "
+        "when it is there, else compiled into it. Without it every start compiles. May hold "
+        "${NAME}.",
+    )
+    cache: str | None = Field(
+        default=None,
+        description="Compile cache: a directory, for `nxdi` also s3://bucket/prefix "
+        "(NEURON_COMPILE_CACHE_URL); for `neuron` a local disk (VLLM_CACHE_ROOT). May hold "
+        "${NAME}.",
+    )
+
+
 class Startup(Strict):
     """How a replica starts. There is no time limit: a long load is never thrown away."""
 
@@ -164,9 +196,19 @@ class Health(Strict):
 class AppArgs(Strict):
     """`args:` of one application: one model, its engine, and how it is served."""
 
-    backend: Literal["cpu"] = Field(
-        default="cpu", description="What runs the model: `cpu` = vLLM on the processor."
+    backend: Literal["auto", "cpu", "nxdi", "neuron"] = Field(
+        default="auto",
+        description="What runs the model: `cpu` = vLLM on the processor; `nxdi` = vLLM's plugin "
+        "over NeuronX Distributed Inference (inf2, trn1, trn2); `neuron` = the native plugin "
+        "(trn2, trn3). Default `auto`: by `instance`; without one, `cpu`.",
     )
+    instance: str | None = Field(
+        default=None,
+        description="EC2 instance type that a replica runs on, for example inf2.8xlarge. "
+        "Needed for `nxdi` and `neuron`.",
+    )
+    stack: Stack = Field(default=Stack(), description="Pins of the Neuron software.")
+    compile: Compile = Field(default=Compile(), description="Where compiled graphs are kept.")
     model: Model = Field(description="Which weights, and the name that clients use.")
     engine: dict[str, Any] = Field(
         default_factory=dict,
@@ -187,7 +229,7 @@ class AppArgs(Strict):
     @field_validator("engine")
     @classmethod
     def _known_arguments(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        known = arguments(NEWEST)
+        known = every_argument()
         faults = []
         for name, value in engine.items():
             if name in OWNED:

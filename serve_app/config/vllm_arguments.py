@@ -44,15 +44,19 @@ class Argument:
     """One argument: `kind` is bool, flag, int, float, list, json or text."""
 
     kind: str
+    choices: tuple[Any, ...] = ()
 
     def refuses(self, value: Any) -> str | None:
         """What the argument takes, in words, when `value` is plainly of another type."""
-        wanted = _TYPES.get(self.kind)
-        if wanted is None or value is None:
+        if value is None:
             return None
-        if isinstance(value, wanted) and (not isinstance(value, bool) or bool in wanted):
-            return None
-        return _WORDS[self.kind]
+        wanted = _TYPES.get(self.kind, (object,))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and self.kind in _NUMBERS):
+            return _WORDS[self.kind]
+        items = value if isinstance(value, list) else [value]
+        if self.choices and any(str(item) not in map(str, self.choices) for item in items):
+            return "one of " + ", ".join(str(c) for c in self.choices if c != "None")
+        return None
 
     def cli(self, name: str, value: Any) -> list[str]:
         """`value` as words of the `vllm serve` command line; None means vLLM's default."""
@@ -69,6 +73,7 @@ class Argument:
         return [f"{option}={_word(value)}"]
 
 
+_NUMBERS = ("int", "float")
 _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "flag": (bool,),
@@ -90,9 +95,9 @@ def _word(value: Any) -> str:
 
 
 @cache
-def _table() -> dict[str, dict[str, str]]:
+def _table() -> dict[str, dict[str, Any]]:
     text = files("serve_app.config").joinpath("vllm_arguments.json").read_text()
-    table: dict[str, dict[str, str]] = json.loads(text)
+    table: dict[str, dict[str, Any]] = json.loads(text)
     return table
 
 
@@ -103,7 +108,18 @@ def arguments(version: str) -> Mapping[str, Argument]:
     Raises:
         KeyError: no table for this version.
     """
-    return {name: Argument(kind) for name, kind in _table()[version].items()}
+    return {
+        name: Argument(entry) if isinstance(entry, str) else Argument(entry[0], tuple(entry[1]))
+        for name, entry in _table()[version].items()
+    }
+
+
+@cache
+def every_argument() -> Mapping[str, Argument]:
+    """The arguments of all versions together; a newer version's kind wins. Whether a name fits
+    the version of the back end is for a pre-flight rule to say."""
+    versions = sorted(_table(), key=lambda text: [int(part) for part in text.split(".")])
+    return {name: argument for v in versions for name, argument in arguments(v).items()}
 
 
 def command(version: str, model: str, engine_args: Mapping[str, Any]) -> list[str]:

@@ -36,8 +36,32 @@ def check_model(args: AppArgs, environment: Mapping[str, str]) -> Iterator[Findi
         yield _error("model.source", f"{source}/config.json is not JSON: {error}", "fetch it again")
         return
     yield from _length(args, config)
-    if not any(directory.glob("*.safetensors")) and not any(directory.glob("*.bin")):
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights and not any(directory.glob("*.bin")):
         yield _error("model.source", f"{source} holds no weights", "fetch *.safetensors into it")
+    for file in weights:
+        if fault := _incomplete(file):
+            yield _error("model.source", f"{file}: {fault}", "fetch it again")
+
+
+def _incomplete(file: Path) -> str | None:
+    """What is wrong with a safetensors file, by its header alone.
+
+    Eight bytes hold the header's length; the header names the end of each tensor
+    (huggingface/safetensors, README, "Format").
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if 8 + length > size:
+            return f"cut off: {size} bytes, and its header alone has {8 + length}"
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return "it is no safetensors file"
+    whole = 8 + length + max(ends, default=0)
+    return f"cut off: {size} of {whole} bytes" if size < whole else None
 
 
 def _length(args: AppArgs, config: dict[str, Any]) -> Iterator[Finding]:

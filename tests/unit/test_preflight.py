@@ -11,12 +11,16 @@ from serve_app.config import parse_args
 from serve_app.preflight import check_application
 
 
+HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
+
+
 def model(tmp_path: Path, config: str | None = '{"max_position_embeddings": 2048}') -> Path:
     directory = tmp_path / "model"
     directory.mkdir()
     if config is not None:
         (directory / "config.json").write_text(config)
-    (directory / "model.safetensors").touch()
+    (directory / "model.safetensors").write_bytes(WEIGHTS)
     return directory
 
 
@@ -40,6 +44,21 @@ def test_missing_things(tmp_path: Path) -> None:
     (tmp_path / "model/config.json").write_text("{")
     assert "is not JSON" in findings(tmp_path / "model")[0]
     assert "the one built-in model is builtin:demo" in findings("builtin:x")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (WEIGHTS[:-1], f"cut off: {len(WEIGHTS) - 1} of {len(WEIGHTS)} bytes"),
+        (WEIGHTS[:20], "cut off: 20 bytes"),
+        (b"", "cut off: 0 bytes"),
+        (b"\x02" + bytes(7) + b"[]", "no safetensors file"),
+    ],
+)
+def test_incomplete_weights(tmp_path: Path, content: bytes, fault: str) -> None:
+    source = model(tmp_path)
+    (source / "model.safetensors").write_bytes(content)
+    assert fault in findings(source)[0]
 
 
 @pytest.mark.parametrize("length", [2049, 10**9])

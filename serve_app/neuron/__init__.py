@@ -1,0 +1,1 @@
+"""What is known of Neuron: instances, software stacks, models, memory. Pure data and arithmetic."""

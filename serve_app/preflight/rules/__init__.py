@@ -1,0 +1,5 @@
+"""The rules, by topic. Importing this package registers them all."""
+
+from serve_app.preflight.case import RULES, Rule
+
+__all__ = ["RULES", "Rule"]
