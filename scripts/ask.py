@@ -31,6 +31,8 @@ def main() -> int:
             except ProcessLookupError:
                 return 1  # the server has said why
             time.sleep(0.5)
+    if options.wait_for is not None:
+        time.sleep(1.0)  # the server's own last words come first
     print(f"\n> {options.question}", flush=True)
     stream = client.chat.completions.create(
         model=model,

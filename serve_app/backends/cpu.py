@@ -7,6 +7,7 @@ from typing import Any
 from serve_app.backends.plan import EnginePlan, Machine
 from serve_app.config import AppArgs
 
+_VLLM = "0.29"
 _MAX_NUM_SEQS = 128
 """vLLM 0.29's default on CPU behind the API server (a test holds the parity)."""
 _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16"})
@@ -16,7 +17,6 @@ class CpuBackend:
     """Plans for the processor. Needs no accelerator; `pip install neuron-serve[cpu]`."""
 
     name = "cpu"
-    vllm = "0.29"
 
     def plan(self, args: AppArgs, machine: Machine) -> EnginePlan:
         reasons: list[str] = []
@@ -37,7 +37,7 @@ class CpuBackend:
             actor_options["memory"] = int(args.resources.memory_gib * 2**30)
         return EnginePlan(
             backend=self.name,
-            vllm=self.vllm,
+            vllm=_VLLM,
             engine_args=engine_args,
             env=env,
             actor_options=actor_options,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from serve_app.backends.target import Target
 from serve_app.config import AppArgs
 from serve_app.config.vllm_arguments import command
 
@@ -50,6 +51,12 @@ class EnginePlan:
     """Sequences that the engine runs at a time; limits and autoscaling derive from it."""
     reasons: tuple[str, ...]
     """Why each value that the user did not give is what it is."""
+    target: Target | None = None
+    """Where on Neuron; None on the processor."""
+
+    def because(self, reason: str) -> EnginePlan:
+        """The same plan with one more reason, the first."""
+        return replace(self, reasons=(reason, *self.reasons))
 
     def command(self, model: str, served_name: str, tokenizer: str | None = None) -> list[str]:
         """The equal `vllm serve` command line; the replica parses just this."""
@@ -61,7 +68,6 @@ class Backend(Protocol):
     """A kind of processor and the vLLM that drives it."""
 
     name: str
-    vllm: str
 
     def plan(self, args: AppArgs, machine: Machine) -> EnginePlan:
         """Decide engine arguments, environment and Ray options.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from serve_app.neuron.instances import Instance
-from serve_app.neuron.stacks import Stack
+from serve_app.config import AppArgs, ConfigError, Finding, Severity
+from serve_app.neuron.instances import Instance, instances
+from serve_app.neuron.stacks import Stack, choose, stacks
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,43 @@ class Target:
     def devices(self) -> int:
         """Whole devices that one replica's cores lie on."""
         return -(-self.cores // self.instance.cores_per_device(self.lnc))
+
+
+def find_target(args: AppArgs, backend: str) -> Target:
+    """Instance and stack of a Neuron back end.
+
+    Raises:
+        ConfigError: no instance, an unknown one, or an SDK that there is not.
+    """
+    faults = []
+    if args.instance is None:
+        mend = "name the EC2 instance type, for example instance: inf2.8xlarge"
+        faults.append(_error("instance", f"backend {backend} needs to know the instance", mend))
+    elif args.instance not in instances():
+        mend = f"known: {', '.join(instances())}"
+        faults.append(_error("instance", f"there is no Neuron instance {args.instance!r}", mend))
+    family = instances()[args.instance].family if args.instance in instances() else ""
+    stack = choose(backend, family, args.stack.sdk)
+    if stack is None:
+        known = dict.fromkeys(s.sdk for s in stacks() if s.backend == backend)
+        message = f"no SDK {args.stack.sdk} with backend {backend} is known"
+        faults.append(_error("stack.sdk", message, f"known: {', '.join(known)}"))
+    if faults or stack is None or args.instance is None:
+        raise ConfigError(faults)
+    instance = instances()[args.instance]
+    lnc = args.resources.logical_nc_config or instance.default_lnc
+    return Target(instance, lnc, stack, world_size(args.engine))
+
+
+def world_size(engine: Mapping[str, Any]) -> int:
+    """Ranks of one engine, each on a logical core of its own."""
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    size = 1
+    for name in sizes:
+        value = engine.get(name)
+        size *= value if isinstance(value, int) and value > 0 else 1
+    return size
+
+
+def _error(path: str, message: str, mend: str) -> Finding:
+    return Finding("target", Severity.ERROR, message, mend, path)

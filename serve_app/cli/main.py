@@ -10,7 +10,7 @@ import json
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,6 +29,16 @@ ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in
 Address = Annotated[
     str, typer.Option(help="Ray's dashboard.", envvar="RAY_DASHBOARD_ADDRESS", metavar="URL")
 ]
+ModelFacts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A config.json that stands in for the model's own, for example before it is "
+        "downloaded.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 _ADDRESS = "http://127.0.0.1:8265"
 
 
@@ -39,12 +49,23 @@ def run(
         str | None,
         typer.Option(help="Ray cluster to use.", envvar="RAY_ADDRESS", metavar="HOST:PORT"),
     ] = None,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help="Everything but the chip: the same names, routes, replicas and limits, with the "
+            "demo model on the processor.",
+        ),
+    ] = False,
+    model_facts: ModelFacts = None,
 ) -> None:
     """Serve a config file here: start Ray if there is none, deploy, show progress, block.
 
     Example: [bold]neuron-serve run configs/local-cpu.yaml[/bold]
     """
-    document = _checked(config)
+    document = _checked(config, model_facts)
+    if rehearse:
+        document = _rehearsed(document)
     from serve_app.cli.run import run as run_document
 
     raise typer.Exit(run_document(document, address))
@@ -56,6 +77,7 @@ def check(
     strict: Annotated[bool, typer.Option(help="Warnings refuse, too.")] = False,
     format: Annotated[str, typer.Option(help="table or json.")] = "table",
     show: Annotated[bool, typer.Option("--show", help="Print what the replica will run.")] = False,
+    model_facts: ModelFacts = None,
 ) -> None:
     """Say what is wrong with a config file, all of it, without starting anything.
 
@@ -68,7 +90,7 @@ def check(
     code = 0
     try:
         document = load(config)
-        findings = check_document(document)
+        findings = check_document(document, model_facts=model_facts)
     except ConfigError as error:
         document, findings, code = None, list(error.findings), 2
     worst = {finding.severity for finding in findings}
@@ -76,19 +98,37 @@ def check(
     if code == 0:
         refused = verdict == "reject" or (strict and verdict == "warn")
         code = 1 if refused else 0
-    resolved = _resolved(document) if show and document else {}
+    resolved = _resolved(document) if document and (show or format == "json") else {}
+    memory = _memory(document, model_facts) if document else {}
     if format == "json":
         shown = [_as_dict(finding) for finding in findings]
-        report = {"verdict": verdict, "findings": shown, "resolved": resolved}
+        report = {"verdict": verdict, "findings": shown, "memory": memory, "resolved": resolved}
         typer.echo(json.dumps(report, indent=1))
     else:
         for name, plan in resolved.items():
             typer.echo(f"{name}:")
             for key, value in plan.items():
                 typer.echo(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
+        for name, rank in memory.items():
+            typer.echo(memory_line(name, rank))
         _show(str(config), findings)
         typer.echo(f"{config}: {verdict}")
     raise typer.Exit(code)
+
+
+@app.command()
+def rules(
+    format: Annotated[str, typer.Option(help="table, json or markdown.")] = "table",
+) -> None:
+    """List every pre-flight rule of the Neuron back ends with its source.
+
+    Example: [bold]neuron-serve rules --format markdown > docs/rules.md[/bold]
+    """
+    from serve_app.cli.rules import RENDERERS
+
+    if format not in RENDERERS:
+        raise typer.BadParameter(" or ".join(RENDERERS), param_hint="--format")
+    typer.echo(RENDERERS[format](), nl=False)
 
 
 @app.command()
@@ -135,12 +175,15 @@ def show_version() -> None:
 
 def _resolved(document: Document) -> dict[str, dict[str, object]]:
     """Per application: the equal `vllm serve` line, environment and Serve options."""
-    from serve_app.backends import BACKENDS, this_machine
+    from serve_app.backends import make_plan
     from serve_app.deployments.options import deployment_options
 
     resolved: dict[str, dict[str, object]] = {}
     for _, app in document.applications():
-        plan = BACKENDS[app.args.backend].plan(app.args, this_machine())
+        try:
+            plan = make_plan(app.args)
+        except ConfigError:
+            continue  # the findings say why there is no plan
         model = app.args.model
         resolved[app.name] = {
             "command": shlex.join(plan.command(model.where, model.id, model.tokenizer)),
@@ -151,7 +194,24 @@ def _resolved(document: Document) -> dict[str, dict[str, object]]:
     return resolved
 
 
-def _checked(config: Path) -> Document:
+def _memory(document: Document, model_facts: Path | None) -> dict[str, dict[str, object]]:
+    """Per application on Neuron: what one rank needs and has, in bytes."""
+    from serve_app.preflight import memory_of
+
+    estimates = {app.name: memory_of(app.args, model_facts) for _, app in document.applications()}
+    return {name: {**vars(made), "total": made.total} for name, made in estimates.items() if made}
+
+
+def memory_line(name: str, rank: dict[str, Any]) -> str:
+    """One line: the sum for one core."""
+    gib = {key: f"{value / 2**30:.1f}" for key, value in rank.items() if isinstance(value, int)}
+    return (
+        f"{name}: per core {gib['weights']} weights + {gib['kv_cache']} KV cache + "
+        f"{gib['workspace']} workspace = {gib['total']} of {gib['available']} GiB"
+    )
+
+
+def _checked(config: Path, model_facts: Path | None) -> Document:
     """The document, or the end of the program with every finding shown."""
     from serve_app.preflight import check_document
 
@@ -160,11 +220,23 @@ def _checked(config: Path) -> Document:
     except ConfigError as error:
         _show(str(config), list(error.findings))
         raise typer.Exit(2) from None
-    findings = check_document(document)
+    findings = check_document(document, model_facts=model_facts)
     _show(str(config), findings)
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise typer.Exit(1)
     return document
+
+
+def _rehearsed(document: Document) -> Document:
+    from serve_app.backends import make_plan
+    from serve_app.config.rehearsal import rehearse
+
+    batches = {app.name: make_plan(app.args).max_num_seqs for _, app in document.applications()}
+    typer.echo(
+        "rehearsal: the demo model answers on the processor, under the names of this file",
+        err=True,
+    )
+    return rehearse(document, batches)
 
 
 def _show(file: str, findings: list[Finding]) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
+from serve_app.backends import make_plan
 from serve_app.cli.dashboard import ApplicationStatus, Dashboard, DashboardError
 from serve_app.cli.view import status_table
 from serve_app.config import Document
@@ -97,7 +98,7 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
     logs = Path(context.address_info["session_dir"]) / "logs"
     dashboard = Dashboard(f"http://{context.dashboard_url}", logs if ours else None)
     if ours:
-        _check_cpus(document, ray.cluster_resources())
+        _check_resources(document, ray.cluster_resources())
     else:
         _check_others(document, dashboard)
     return ours, dashboard
@@ -171,19 +172,30 @@ def _check_port(document: Document) -> None:
             ) from None
 
 
-def _check_cpus(document: Document, resources: dict[str, float]) -> None:
+def _check_resources(document: Document, there: dict[str, float]) -> None:
     """A cluster of our own does not grow: what does not fit now never will."""
-    wanted = sum(
-        app.args.resources.num_cpus
-        * (app.args.scaling.num_replicas or app.args.scaling.min_replicas or 1)
-        for _, app in document.applications()
-    )
-    there = resources.get("CPU", 0.0)
-    if wanted > there:
+    cpus = cores = 0.0
+    for _, app in document.applications():
+        replicas = app.args.scaling.num_replicas or app.args.scaling.min_replicas or 1
+        target = make_plan(app.args).target
+        cpus += replicas * app.args.resources.num_cpus
+        cores += replicas * target.cores if target else 0
+    if cores > there.get("neuron_cores", 0.0):
         raise RuntimeError(
-            f"the replicas ask for {wanted:g} CPUs and this machine has {there:g} -> lower "
-            "resources.num_cpus or scaling.num_replicas"
+            f"the replicas ask for {cores:g} NeuronCores and this machine has "
+            f"{there.get('neuron_cores', 0.0):g} -> run it on {_instances(document)}, or try the "
+            "file without a chip: --rehearse"
         )
+    if cpus > there.get("CPU", 0.0):
+        raise RuntimeError(
+            f"the replicas ask for {cpus:g} CPUs and this machine has {there.get('CPU', 0.0):g} "
+            "-> lower resources.num_cpus or scaling.num_replicas"
+        )
+
+
+def _instances(document: Document) -> str:
+    named = {app.args.instance for _, app in document.applications() if app.args.instance}
+    return ", ".join(sorted(named))
 
 
 def _wait(document: Document, dashboard: Dashboard, console: Console) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serve_app.backends import BACKENDS, this_machine
+from serve_app.backends import make_plan
 from serve_app.config import ConfigError, Severity, parse_args
 from serve_app.deployments.options import deployment_options
 from serve_app.deployments.replica import EngineReplica
@@ -24,6 +24,6 @@ def build_application(args: dict[str, Any]) -> Application:
     errors = [f for f in check_application(typed) if f.severity is Severity.ERROR]
     if errors:
         raise ConfigError(finding.under("args") for finding in errors)
-    plan = BACKENDS[typed.backend].plan(typed, this_machine())
+    plan = make_plan(typed)
     options = deployment_options(typed, plan)
     return serve.deployment(EngineReplica).options(**options).bind(args)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import serve
 
-from serve_app.backends import BACKENDS, this_machine
+from serve_app.backends import make_plan
 from serve_app.config import ConfigError, Severity, parse_args
 from serve_app.engine.engine import Engine, start_engine
 from serve_app.engine.phases import Phases
@@ -34,7 +34,7 @@ class EngineReplica:
         errors = [f for f in check_application(self._args) if f.severity is Severity.ERROR]
         if errors:
             raise ConfigError(finding.under("args") for finding in errors)
-        plan = BACKENDS[self._args.backend].plan(self._args, this_machine())
+        plan = make_plan(self._args)
         for reason in plan.reasons:
             logger.info(reason)
         self._engine = await start_engine(self._args, plan, Phases())

@@ -17,7 +17,6 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.metrics.loggers import PrometheusStatLogger
-from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from serve_app.engine.errors import StartupError
 
@@ -72,9 +71,7 @@ def start(args: Namespace, step_clock: Any) -> AsyncLLM:
     return AsyncLLM.from_vllm_config(
         vllm_config=engine_args.create_engine_config(usage_context=context),
         usage_context=context,
-        # vLLM's own /metrics, and the same figures through Ray's agent of the node.
-        # In this order: making Ray's unregisters the metrics of the other.
-        stat_loggers=[RayPrometheusStatLogger, PrometheusStatLogger, step_clock],
+        stat_loggers=[PrometheusStatLogger, step_clock],
         enable_log_requests=engine_args.enable_log_requests,
         disable_log_stats=engine_args.disable_log_stats,
     )

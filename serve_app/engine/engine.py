@@ -19,7 +19,9 @@ from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
 from serve_app.engine.child import PARENT_VARIABLE, console_logging, logging_config
+from serve_app.engine.cores import core_environment
 from serve_app.engine.errors import StartupError
+from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import ENGINE, READY, Phases, logger
 from serve_app.engine.weights import fetch
 
@@ -59,6 +61,7 @@ class Engine:
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
+        self._mirror = asyncio.create_task(MetricsMirror().run())
 
     async def check_health(self) -> None:
         """Raise when the engine is dead, or alive but frozen.
@@ -95,6 +98,7 @@ class Engine:
     def shutdown(self) -> None:
         """End EngineCore and its workers."""
         self._stop_probe()
+        self._mirror.cancel()
         self._llm.shutdown()
 
 
@@ -107,6 +111,8 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     """
     for name, value in plan.env.items():
         os.environ[name] = expand(value, os.environ, f"env.{name}")
+    if plan.target is not None:
+        os.environ |= core_environment(plan.backend, plan.target.cores, os.environ)
     # The whole start runs outside the event loop and under no time limit.
     model = await asyncio.to_thread(
         fetch, args.model.where, args.model.revision, "model.source", phases

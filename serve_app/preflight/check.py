@@ -4,26 +4,61 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
-from serve_app.config import AppArgs, Document, Finding
+from serve_app.backends import make_plan
+from serve_app.config import AppArgs, ConfigError, Document, Finding
 from serve_app.config.environment import references, unset
+from serve_app.neuron.memory import Memory
 from serve_app.preflight.model_directory import check_model
 
 
 def check_document(
-    document: Document, environment: Mapping[str, str] = os.environ
+    document: Document,
+    environment: Mapping[str, str] = os.environ,
+    model_facts: Path | None = None,
 ) -> list[Finding]:
-    """The findings of every application of the file, with paths in the document."""
+    """The findings of every application of the file, with paths in the document.
+
+    `model_facts` is a config.json that stands in for those of the models.
+    """
     return [
         finding.under(f"{path}.args")
         for path, application in document.applications()
-        for finding in check_application(application.args, environment)
+        for finding in check_application(application.args, environment, model_facts)
     ]
 
 
-def check_application(args: AppArgs, environment: Mapping[str, str] = os.environ) -> list[Finding]:
+def check_application(
+    args: AppArgs,
+    environment: Mapping[str, str] = os.environ,
+    model_facts: Path | None = None,
+) -> list[Finding]:
     """The findings of one application. The replica runs the same before it loads a model."""
-    return [*_environment(args, environment), *check_model(args, environment)]
+    findings = [*_environment(args, environment), *check_model(args, environment)]
+    try:
+        plan = make_plan(args)
+    except ConfigError as error:
+        return [*findings, *error.findings]
+    if plan.target is not None:
+        from serve_app.preflight.neuron import check_neuron
+
+        findings += check_neuron(args, plan, environment, model_facts)
+    return findings
+
+
+def memory_of(args: AppArgs, model_facts: Path | None = None) -> Memory | None:
+    """Device memory of one rank; None on the processor or when too little is known."""
+    try:
+        plan = make_plan(args)
+        if plan.target is None:
+            return None
+        from serve_app.preflight.neuron import case_of, find_model
+        from serve_app.preflight.rules import memory
+
+        return memory.memory_of(case_of(args, plan, find_model(args, os.environ, model_facts)))
+    except ValueError:  # ConfigError, MissingFact: the findings say it
+        return None
 
 
 def _environment(args: AppArgs, environment: Mapping[str, str]) -> Iterator[Finding]:

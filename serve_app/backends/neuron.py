@@ -1,0 +1,44 @@
+"""The `neuron` back end: vLLM's native Neuron plugin (trn2, trn3).
+
+What the plugin would fill in by itself (vllm-neuron 0.24, platform.py) is filled in here, so
+that the printed command line is what runs.
+"""
+
+from __future__ import annotations
+
+from serve_app.backends.plan import EnginePlan, Machine
+from serve_app.backends.shared import MAX_NUM_SEQS, fill, neuron_plan, stack_reason
+from serve_app.backends.target import find_target, world_size
+from serve_app.config import AppArgs
+
+CONFIG = "neuron_config"
+"""Key of `additional_config` that the plugin reads."""
+
+_BATCHED_TOKENS = 2048
+"""vLLM's default behind the API server when chunked prefill is on."""
+_BLOCK_SIZE = 32
+_MEMORY = 0.92
+"""vLLM 0.24's gpu_memory_utilization (config/cache.py)."""
+
+
+class NeuronBackend:
+    """Plans for the native plugin. Each rank is a process of its own."""
+
+    name = "neuron"
+
+    def plan(self, args: AppArgs, machine: Machine) -> EnginePlan:
+        target = find_target(args, self.name)
+        reasons = [stack_reason(args, target)]
+        engine = dict(args.engine)
+        seqs = fill(engine, "max_num_seqs", MAX_NUM_SEQS, "vLLM's default", reasons)
+        fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "vLLM's default", reasons)
+        fill(engine, "enable_prefix_caching", True, "vLLM's default", reasons)
+        fill(engine, "block_size", _BLOCK_SIZE, "the plugin's default", reasons)
+        fill(engine, "gpu_memory_utilization", _MEMORY, "vLLM's default", reasons)
+        executor = "mp" if world_size(engine) > 1 else "uni"
+        why = "the plugin takes mp or uni"
+        fill(engine, "distributed_executor_backend", executor, why, reasons)
+        env = {}
+        if args.compile.cache:
+            env["VLLM_CACHE_ROOT"] = args.compile.cache
+        return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

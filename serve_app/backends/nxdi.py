@@ -1,0 +1,49 @@
+"""The `nxdi` back end: vLLM's plugin over NeuronX Distributed Inference (inf2, trn1, trn2).
+
+The plugin overwrites several of vLLM's arguments (vllm-neuron, platform.py,
+check_and_update_config). They are set here to the values that it enforces, so that the printed
+command line is what runs.
+"""
+
+from __future__ import annotations
+
+from serve_app.backends.plan import EnginePlan, Machine
+from serve_app.backends.shared import MAX_NUM_SEQS, fill, neuron_plan, stack_reason
+from serve_app.backends.target import find_target, world_size
+from serve_app.config import AppArgs
+
+OVERRIDE = "override_neuron_config"
+"""Key of `additional_config` that the plugin reads; with hyphens it is ignored."""
+
+_BATCHED_TOKENS = 131072
+"""What the plugin overwrites max_num_batched_tokens with."""
+
+
+class NxdiBackend:
+    """Plans for NxDI. One process of the replica drives all ranks."""
+
+    name = "nxdi"
+
+    def plan(self, args: AppArgs, machine: Machine) -> EnginePlan:
+        target = find_target(args, self.name)
+        reasons = [stack_reason(args, target)]
+        engine = dict(args.engine)
+        seqs = fill(engine, "max_num_seqs", MAX_NUM_SEQS, "vLLM's default", reasons)
+        cached = fill(engine, "enable_prefix_caching", True, "vLLM's default", reasons)
+        fill(engine, "enable_chunked_prefill", False, "the plugin turns it off", reasons)
+        fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "the plugin's value", reasons)
+        if world_size(engine) > 1:
+            why = "one process drives all ranks"
+            fill(engine, "distributed_executor_backend", "uni", why, reasons)
+        if cached is False:
+            why = "one block holds a whole sequence"
+            fill(engine, "num_gpu_blocks_override", seqs, why, reasons)
+            if "block_size" not in engine:
+                # vLLM's own parser takes 1 to 256 only, so it cannot be written out.
+                reasons.append("block_size: the plugin makes it max_model_len")
+        env = {"VLLM_NEURON_FRAMEWORK": "neuronx-distributed-inference"}
+        if args.compile.artifact:
+            env["NEURON_COMPILED_ARTIFACTS"] = args.compile.artifact
+        if args.compile.cache:
+            env["NEURON_COMPILE_CACHE_URL"] = args.compile.cache
+        return neuron_plan(self.name, args, target, engine, env, seqs, reasons)
