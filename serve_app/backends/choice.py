@@ -21,8 +21,8 @@ def choose_backend(args: AppArgs) -> tuple[str, str]:
         return "nxdi", "backend nxdi: nothing else is known of this instance"
     if family not in native:
         return "nxdi", f"backend nxdi: the native plugin does not run on {family}"
-    if family not in nxdi:
-        return "neuron", f"backend neuron: NxDI does not run on {family}"
+    if family not in nxdi or family == "trn3":
+        return "neuron", f"backend neuron: {family} is what the native plugin is made for"
     extra = args.engine.get("additional_config")
     keys = extra if isinstance(extra, dict) else {}
     if "neuron_config" in keys:

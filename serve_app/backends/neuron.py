@@ -31,7 +31,8 @@ class NeuronBackend:
         reasons = [stack_reason(args, target)]
         engine = dict(args.engine)
         seqs = fill(engine, "max_num_seqs", MAX_NUM_SEQS, "vLLM's default", reasons)
-        fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "vLLM's default", reasons)
+        if engine.get("enable_chunked_prefill") is not False:
+            fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "vLLM's default", reasons)
         fill(engine, "enable_prefix_caching", True, "vLLM's default", reasons)
         fill(engine, "block_size", _BLOCK_SIZE, "the plugin's default", reasons)
         fill(engine, "gpu_memory_utilization", _MEMORY, "vLLM's default", reasons)

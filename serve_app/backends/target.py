@@ -35,21 +35,20 @@ def find_target(args: AppArgs, backend: str) -> Target:
         ConfigError: no instance, an unknown one, or an SDK that there is not.
     """
     faults = []
+    instance = instances().get(args.instance or "")
     if args.instance is None:
         mend = "name the EC2 instance type, for example instance: inf2.8xlarge"
         faults.append(_error("instance", f"backend {backend} needs to know the instance", mend))
-    elif args.instance not in instances():
+    elif instance is None:
         mend = f"known: {', '.join(instances())}"
         faults.append(_error("instance", f"there is no Neuron instance {args.instance!r}", mend))
-    family = instances()[args.instance].family if args.instance in instances() else ""
-    stack = choose(backend, family, args.stack.sdk)
+    stack = choose(backend, instance.family if instance else "", args.stack.sdk)
     if stack is None:
         known = dict.fromkeys(s.sdk for s in stacks() if s.backend == backend)
         message = f"no SDK {args.stack.sdk} with backend {backend} is known"
         faults.append(_error("stack.sdk", message, f"known: {', '.join(known)}"))
-    if faults or stack is None or args.instance is None:
+    if instance is None or stack is None:
         raise ConfigError(faults)
-    instance = instances()[args.instance]
     lnc = args.resources.logical_nc_config or instance.default_lnc
     return Target(instance, lnc, stack, world_size(args.engine))
 

@@ -267,6 +267,7 @@ def _end(ours: bool, drain: bool, dashboard: Dashboard, console: Console) -> Non
     import ray
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     node = ray.get_runtime_context().get_node_id()
     with suppress(Stopped, DashboardError):
         if drain:

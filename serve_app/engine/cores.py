@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 from serve_app.engine.errors import StartupError
 
@@ -12,8 +12,8 @@ NATIVE_VARIABLE = "NEURON_VISIBLE_DEVICES"
 """The native plugin reads this one; it holds cores, whatever its name says."""
 
 
-def core_environment(backend: str, cores: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that hold the replica to its cores.
+def claim_cores(backend: str, cores: int, environment: MutableMapping[str, str]) -> None:
+    """Set in `environment` the variables that hold the replica to its cores.
 
     Raises:
         StartupError: Ray gave no cores, too few, or ones that do not lie side by side. The
@@ -36,5 +36,8 @@ def core_environment(backend: str, cores: int, environment: Mapping[str, str]) -
         )
     visible = str(first) if cores == 1 else f"{first}-{last}"
     if backend == "neuron":
-        return {RAY_VARIABLE: visible, NATIVE_VARIABLE: visible}
-    return {RAY_VARIABLE: visible}
+        # Its workers refuse to start where the other variable is set (vllm-neuron, worker).
+        del environment[RAY_VARIABLE]
+        environment[NATIVE_VARIABLE] = visible
+    else:
+        environment[RAY_VARIABLE] = visible

@@ -19,7 +19,7 @@ from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
 from serve_app.engine.child import PARENT_VARIABLE, console_logging, logging_config
-from serve_app.engine.cores import core_environment
+from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import ENGINE, READY, Phases, logger
@@ -112,7 +112,7 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     for name, value in plan.env.items():
         os.environ[name] = expand(value, os.environ, f"env.{name}")
     if plan.target is not None:
-        os.environ |= core_environment(plan.backend, plan.target.cores, os.environ)
+        claim_cores(plan.backend, plan.target.cores, os.environ)
     # The whole start runs outside the event loop and under no time limit.
     model = await asyncio.to_thread(
         fetch, args.model.where, args.model.revision, "model.source", phases

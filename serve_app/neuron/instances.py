@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,12 @@ class Instance:
 def instances() -> Mapping[str, Instance]:
     """Every known instance by its name."""
     text = files("serve_app.neuron").joinpath("instances.json").read_text()
+    table: dict[str, dict[str, Any]] = json.loads(text)
     return {
-        name: Instance(
-            name=name,
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in fields.items()
-            },
-        )
-        for name, fields in json.loads(text).items()
+        name: Instance(name=name, **{k: _frozen(v) for k, v in fields.items()})
+        for name, fields in table.items()
     }
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -183,6 +183,14 @@ def sequences(engine: Mapping[str, Any]) -> int:
     return MAX_NUM_SEQS if value is None else value
 
 
+def speculation_method(config: Mapping[str, Any]) -> Any:
+    """The method of a speculative_config, or the one that vLLM reads from the draft's name."""
+    method, draft = config.get("method"), str(config.get("model") or "").lower()
+    if method is not None:
+        return method
+    return "eagle" if "eagle-" in draft else "eagle3" if "eagle3" in draft else None
+
+
 def effective(
     engine: Mapping[str, Any], given: Mapping[str, Any], tp: int, generation: int
 ) -> dict[str, Any]:
@@ -250,7 +258,7 @@ def _plugin(engine: Mapping[str, Any], tp: int) -> dict[str, Any]:
         speculation = mapping(engine, "speculative_config")
         config["enable_fused_speculation"] = True
         config["speculation_length"] = speculation.get("num_speculative_tokens", 0)
-        config["enable_eagle_speculation"] = speculation.get("method") == "eagle"
+        config["enable_eagle_speculation"] = speculation_method(speculation) == "eagle"
     return config
 
 

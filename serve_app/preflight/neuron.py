@@ -38,9 +38,7 @@ def check_neuron(
             continue
         for trip in rule.check(case):
             severity = trip.severity or rule.severity
-            yield Finding(
-                rule.id, severity, trip.message, trip.mend, trip.path, source=rule.source
-            )
+            yield Finding(rule.id, severity, trip.message, trip.mend, trip.path, source=rule.source)
 
 
 def case_of(args: AppArgs, plan: EnginePlan, model: ModelFacts | None) -> Case:

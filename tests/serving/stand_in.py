@@ -21,14 +21,16 @@ from ray import serve
 from serve_app.backends import make_plan
 from serve_app.config import load
 from serve_app.deployments.options import deployment_options
-from serve_app.engine.cores import core_environment
+from serve_app.engine.cores import claim_cores
 
 
 class StandIn:
     """Takes the cores of an engine and does nothing with them."""
 
     def __init__(self, backend: str, cores: int) -> None:
-        self.environment = core_environment(backend, cores, os.environ)
+        claim_cores(backend, cores, os.environ)
+        names = ("NEURON_RT_VISIBLE_CORES", "NEURON_VISIBLE_DEVICES")
+        self.environment = {name: os.environ[name] for name in names if name in os.environ}
 
     async def __call__(self) -> dict[str, str]:
         await asyncio.sleep(0.3)  # so that requests spread over the replicas
@@ -43,9 +45,7 @@ def main() -> None:
     options = deployment_options(app.args, plan)
     options["num_replicas"] = replicas
     options["ray_actor_options"]["num_cpus"] = 0
-    ray.init(
-        resources={"neuron_cores": cores}, log_to_driver=False, logging_level=logging.ERROR
-    )
+    ray.init(resources={"neuron_cores": cores}, log_to_driver=False, logging_level=logging.ERROR)
     deployment = serve.deployment(StandIn).options(**options)
     handle = serve._run(
         deployment.bind(plan.backend, plan.target.cores), name="app", _blocking=False
@@ -68,7 +68,11 @@ def main() -> None:
 
     asyncio.run(ask())
     assert status is not None
-    print(json.dumps({"environments": [json.loads(e) for e in sorted(seen)], "message": status.message}))
+    print(
+        json.dumps(
+            {"environments": [json.loads(e) for e in sorted(seen)], "message": status.message}
+        )
+    )
     serve.shutdown()
     ray.shutdown()
 

@@ -16,7 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 def deploy(config: str, cores: int, replicas: int) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "tests/serving/stand_in.py", f"configs/{config}", str(cores), str(replicas)],
+        [
+            sys.executable,
+            "tests/serving/stand_in.py",
+            f"configs/{config}",
+            str(cores),
+            str(replicas),
+        ],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -44,7 +50,7 @@ def deploy(config: str, cores: int, replicas: int) -> dict[str, Any]:
 )
 def test_replicas_have_cores_of_their_own(config, cores, variable, ranges) -> None:
     answer = deploy(config, cores, len(ranges))
-    assert sorted(e[variable] for e in answer["environments"]) == ranges
+    assert sorted(map(str, answer["environments"])) == [str({variable: cores}) for cores in ranges]
 
 
 def test_a_replica_too_many_waits_and_says_for_what() -> None:

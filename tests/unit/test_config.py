@@ -18,7 +18,7 @@ from serve_app.config import ConfigError, load, parse_args
 from serve_app.config.document import dotted
 from serve_app.config.environment import expand
 from serve_app.config.schema import json_schema, json_schema_text
-from serve_app.config.vllm_arguments import NEWEST, Argument, _table, arguments, command
+from serve_app.config.vllm_arguments import NEWEST, Argument, _table, command
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -61,7 +61,11 @@ def test_every_field_is_described() -> None:
         ("max_model_len: 1024", "api_key: x", "keys do not belong into a config file"),
         ("port: 8000", "port: '8000'", "http_options.port: should be a valid integer"),
         ("http_options:", "http_option:", "did you mean 'http_options'?"),
-        ("backend: cpu", "backend: gpu", "args.backend: should be 'auto', 'cpu', 'nxdi' or 'neuron', not 'gpu'"),
+        (
+            "backend: cpu",
+            "backend: gpu",
+            "args.backend: should be 'auto', 'cpu', 'nxdi' or 'neuron', not 'gpu'",
+        ),
         ("serve_app:build_app", "serve_ap:build_app", "should be 'serve_app:build_app'"),
         ("backend: cpu", "scaling: {num_replicas: 1, max_replicas: 2}", "not both"),
         ("backend: cpu", "scaling: {min_replicas: 1}", "autoscaling needs max_replicas"),

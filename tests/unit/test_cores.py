@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve_app.engine.cores import core_environment
+from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
 
 
@@ -11,16 +11,13 @@ from serve_app.engine.errors import StartupError
     [
         ("nxdi", "3", 1, {"NEURON_RT_VISIBLE_CORES": "3"}),
         ("nxdi", "9,8,10", 3, {"NEURON_RT_VISIBLE_CORES": "8-10"}),
-        (
-            "neuron",
-            "0,1",
-            2,
-            {"NEURON_RT_VISIBLE_CORES": "0-1", "NEURON_VISIBLE_DEVICES": "0-1"},
-        ),
+        ("neuron", "0,1", 2, {"NEURON_VISIBLE_DEVICES": "0-1"}),
     ],
 )
 def test_cores_become_a_range(backend, given, cores, wanted) -> None:
-    assert core_environment(backend, cores, {"NEURON_RT_VISIBLE_CORES": given}) == wanted
+    environment = {"NEURON_RT_VISIBLE_CORES": given}
+    claim_cores(backend, cores, environment)
+    assert environment == wanted
 
 
 @pytest.mark.parametrize(
@@ -33,4 +30,4 @@ def test_cores_become_a_range(backend, given, cores, wanted) -> None:
 )
 def test_other_cores_are_refused(given: str, message: str) -> None:
     with pytest.raises(StartupError, match=message):
-        core_environment("nxdi", 2, {"NEURON_RT_VISIBLE_CORES": given})
+        claim_cores("nxdi", 2, {"NEURON_RT_VISIBLE_CORES": given})

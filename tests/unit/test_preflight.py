@@ -10,7 +10,6 @@ import pytest
 from serve_app.config import parse_args
 from serve_app.preflight import check_application
 
-
 HEADER = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
 WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + b"1234"
 

@@ -1,5 +1,19 @@
 """The rules, by topic. Importing this package registers them all."""
 
 from serve_app.preflight.case import RULES, Rule
+from serve_app.preflight.rules import (  # noqa: F401  (each registers its rules)
+    arguments,
+    cores,
+    kernels,
+    keys,
+    lora,
+    memory,
+    native,
+    prefix_caching,
+    sampling,
+    sequence,
+    speculation,
+    stack,
+)
 
 __all__ = ["RULES", "Rule"]

@@ -7,7 +7,17 @@ from typing import Any
 
 from serve_app.config.findings import Severity, did_you_mean
 from serve_app.neuron import native_config
-from serve_app.neuron.nxdi_config import TEXT, VISION, Key, flag, keys, mapping, refuses, written
+from serve_app.neuron.nxdi_config import (
+    TEXT,
+    VISION,
+    Key,
+    flag,
+    keys,
+    mapping,
+    refuses,
+    tables,
+    written,
+)
 from serve_app.neuron.stacks import release
 from serve_app.preflight.case import NXDI, Case, Trip, rule
 
@@ -24,6 +34,8 @@ _IMAGE = {
 _EXPERTS = {"mixtral", "dbrx", "qwen3_moe", "llama4", "llama4_text", "gpt_oss"}
 _EVER = "9999"
 """Newer than every release."""
+_NESTED = {name for name in tables() if name.endswith("_config")}
+"""Keys that hold a mapping with a table of its own."""
 _STRICT = {"lora_config", "router_config"}
 """Nested mappings whose class raises at a key that it does not know."""
 _CHOICES = {
@@ -284,8 +296,7 @@ def _items(case: Case) -> Iterator[tuple[str, Any, Any]]:
 def _nested(case: Case) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     """Path, table and value of each mapping within, such as on_device_sampling_config."""
     for path, name, value in _items(case):
-        named = f"{name}".endswith("_config") and name not in (TEXT, VISION)
-        if named and isinstance(value, Mapping) and name in keys("neuron", "moe"):
+        if isinstance(value, Mapping) and name in _NESTED:
             yield case.at(f"{path}{name}"), name, value
 
 

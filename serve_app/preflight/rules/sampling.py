@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve_app.config.findings import Severity
-from serve_app.neuron.nxdi_config import flag, integer, mapping, sequences, whole
+from serve_app.neuron.nxdi_config import flag, integer, mapping, whole
 from serve_app.preflight.case import NXDI, Case, Trip, rule
-from serve_app.preflight.rules.keys import CONFIG, at, given, since
+from serve_app.preflight.rules.keys import CONFIG, at, given
 
 RUNNER = "vllm-neuron worker/neuronx_distributed_model_runner.py"
 SAMPLER = "neuronx-distributed-inference modules/generation/sampling.py"
@@ -107,20 +107,14 @@ def sampling_data_parallel(case: Case) -> Iterator[Trip]:
 @rule(
     "sampling-kernel",
     Severity.WARNING,
-    "The top-k kernel is on at small batches",
-    "aws-neuron-sdk release-notes/components/nxd-inference.rst, 2.29.0, known issues; "
-    f"{CONFIG} OnDeviceSamplingConfig (the kernel's default is off on inf2 and trn1)",
+    "The top-k kernel is for trn2 and later",
+    f"{CONFIG} OnDeviceSamplingConfig (its default is off on inf2 and trn1)",
     NXDI,
 )
 def sampling_kernel(case: Case) -> Iterator[Trip]:
-    on, path = _given(case).get("top_k_kernel_enabled"), _path(case, "top_k_kernel_enabled")
-    seqs = sequences(case.plan.engine_args)
-    if on and case.target.instance.generation < 2:
+    if _given(case).get("top_k_kernel_enabled") and case.target.instance.generation < 2:
         message = f"the top-k kernel is not for {case.target.instance.family}"
-        yield Trip(message, "remove top_k_kernel_enabled", path)
-    elif on is False and seqs <= 4 and since(case, "0.9") and case.target.instance.generation > 1:
-        message = f"without the top-k kernel results at batch {seqs} are known to be inaccurate"
-        yield Trip(message, "remove top_k_kernel_enabled", path)
+        yield Trip(message, "remove it", _path(case, "top_k_kernel_enabled"))
 
 
 @rule(
@@ -212,10 +206,10 @@ def async_mode(case: Case) -> Iterator[Trip]:
 )
 def tensor_capture(case: Case) -> Iterator[Trip]:
     own = given(case)
-    if isinstance(own.get("tensor_capture_config"), Mapping) and not flag(own, "output_logits"):
-        if not on_device(case):
-            message = "tensor_capture_config needs sampling on the device"
-            yield Trip(message, f"remove {KEY}: null", at(case, "tensor_capture_config"))
+    capture = isinstance(own.get("tensor_capture_config"), Mapping)
+    if capture and not flag(own, "output_logits") and not on_device(case):
+        message = "tensor_capture_config needs sampling on the device"
+        yield Trip(message, f"remove {KEY}: null", at(case, "tensor_capture_config"))
 
 
 @rule(

@@ -18,7 +18,7 @@ from serve_app.neuron.nxdi_config import (
     whole,
 )
 from serve_app.preflight.case import NXDI, Case, Trip, rule
-from serve_app.preflight.rules.keys import CONFIG, LOADER, at, given, image, model_type, since
+from serve_app.preflight.rules.keys import CONFIG, LOADER, at, given, image, since
 
 MODEL = "neuronx-distributed-inference models/model_base.py"
 CACHE = "neuronx-distributed-inference modules/kvcache/kv_cache_manager.py"
@@ -422,20 +422,12 @@ def _on(case: Case, name: str) -> bool:
 @rule(
     "model-batch",
     Severity.WARNING,
-    "The model is known to work at this batch and length",
-    "aws-neuron-sdk release-notes/components/nxd-inference.rst, known issues of 2.27 to 2.29",
+    "The model is known to work at this batch",
+    "aws-neuron-sdk release-notes/components/nxd-inference.rst, 2.27.0, known issues",
     NXDI,
 )
 def model_batch(case: Case) -> Iterator[Trip]:
-    seqs, tokens, kind = sequences(case.plan.engine_args), _length(case), model_type(case)
-    if kind == "qwen3_moe" and seqs < 16:
-        yield Trip(f"Qwen3-MoE has a known fault below batch 16, here {seqs}", "set 16", SEQS)
-    if kind in ("qwen2_vl", "qwen3_vl") and seqs > 1:
-        message = f"the vision encoder of {kind} takes batch 1 only, here {seqs}"
-        yield Trip(message, "set engine.max_num_seqs: 1", SEQS)
-    if kind == "qwen3_vl" and tokens and tokens > LONG_CONTEXT:
-        message = f"Qwen3-VL is known to work up to {LONG_CONTEXT} tokens, here {tokens}"
-        yield Trip(message, f"set engine.max_model_len: {LONG_CONTEXT}", TOKENS)
+    seqs = sequences(case.plan.engine_args)
     pixtral = "LlavaForConditionalGeneration" in _architectures(case)
     if pixtral and seqs > 4 and not since(case, "0.8"):
         message = f"Pixtral is known to work with up to 4 sequences here, not {seqs}"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve_app.config.findings import Severity
+from serve_app.neuron import nxdi_config
 from serve_app.neuron.nxdi_config import flag, integer, mapping, whole
 from serve_app.neuron.stacks import release
 from serve_app.preflight.case import NXDI, Case, Trip, rule
@@ -26,12 +27,7 @@ def _on(case: Case) -> bool:
 
 
 def _method(case: Case) -> Any:
-    """The method, or the one that vLLM reads from the draft model's name."""
-    method = _config(case).get("method")
-    name = str(_config(case).get("model") or "").lower()
-    if method is not None:
-        return method
-    return "eagle" if "eagle-" in name else "eagle3" if "eagle3" in name else None
+    return nxdi_config.speculation_method(_config(case))
 
 
 @rule(

@@ -1,0 +1,141 @@
+"""Rules about prefix caching and chunked prefill on NxDI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.config import Severity
+from serve_app.preflight.rules import prefix_caching as MODULE  # noqa: N812
+from tests.unit.test_rules_keys import found, untested
+
+E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
+ON = {"enable_prefix_caching": True, "block_size": 32, "num_gpu_blocks_override": 1024}
+LLAMA4 = {"architectures": ("Llama4ForConditionalGeneration",), "model_type": "llama4"}
+BOTH = {"is_prefix_caching": True, "is_block_kv_layout": True}
+CHUNKED = {"chunked_prefill_config": {"max_num_seqs": 8}}
+SWITCH = {"DISABLE_NEURON_CUSTOM_SCHEDULER": "1"}
+
+
+def on(neuron: dict[str, Any] | None = None, **engine: Any) -> dict[str, Any]:
+    return {"engine": {**ON, **engine}, "neuron": neuron}
+
+
+TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
+    ("block-size", {"engine": {"enable_prefix_caching": True}}, [E]),
+    ("block-size", {"engine": {"enable_prefix_caching": None}}, [E]),
+    ("block-size", on(block_size=128), [N]),
+    ("block-count", on(num_gpu_blocks_override=1023), [E]),
+    ("block-count", on(num_gpu_blocks_override=None, max_model_len=4100), [E]),
+    ("block-count-given", on(num_gpu_blocks_override=None), [W]),
+    ("block-count-contiguous", {"engine": {"num_gpu_blocks_override": 16}}, [W]),
+    ("block-count-override", on({"pa_num_blocks": 1025}), [E]),
+    ("block-count-override", on({"pa_num_blocks": 1024}, num_gpu_blocks_override=None), [E]),
+    ("block-size-override", on({"pa_block_size": 16}), [E]),
+    ("block-layout", on({"is_prefix_caching": False}), [E]),
+    ("block-layout", on({"is_prefix_caching": False, "is_block_kv_layout": False}), [E]),
+    ("block-layout", {"neuron": BOTH}, [E]),
+    ("block-layout", {"neuron": {"is_block_kv_layout": True}}, [E]),
+    ("block-tiling", on(max_model_len=64), [E]),
+    ("block-tiling", on(block_size=1, max_model_len=64, num_gpu_blocks_override=512), [E]),
+    ("prefix-buckets", on({"context_encoding_buckets": [512, 4096]}), [E]),
+    ("prefix-buckets", on({"prefix_buckets": [512, 4096]}), [W]),
+    ("prefix-buckets-idle", {"neuron": {"prefix_buckets": [512]}}, [W]),
+    (
+        "prefix-bucket-reach",
+        on({"context_encoding_buckets": [512, 4096], "prefix_buckets": [512, 1024]}),
+        [W],
+    ),
+    ("prefix-bucket-least", on({"token_generation_buckets": [128, 4096]}), [W]),
+    (
+        "prefix-bucket-least",
+        on({"context_encoding_buckets": [256, 4096], "prefix_buckets": [256, 4096]}),
+        [W, W],
+    ),
+    ("prefix-bucket-blocks", on({"token_generation_buckets": [1000, 4096]}), [W]),
+    ("prefix-bucket-blocks", on(max_model_len=4100, num_gpu_blocks_override=1032), [W]),
+    ("prefix-image", {**on(), "facts": LLAMA4}, [E]),
+    ("chunked-prefill-config", {"neuron": CHUNKED}, [E]),
+    ("chunked-prefill-config", {"neuron": CHUNKED, "sdk": "2.27"}, [E]),
+    ("chunked-prefill-config", {**on(CHUNKED), "sdk": "2.27"}, [E]),
+    ("chunked-prefill-scheduler", {"env": SWITCH}, [E]),
+    ("chunked-prefill-scheduler", {**on(CHUNKED), "env": SWITCH, "sdk": "2.27"}, [W]),
+    ("chunked-prefill", {"engine": {"enable_chunked_prefill": True}}, [N]),
+]
+CLEAN: list[tuple[str, dict[str, Any]]] = [
+    ("block-size", on()),
+    ("block-size", {}),
+    ("block-count", on()),
+    ("block-count", on(num_gpu_blocks_override=None)),
+    ("block-count", on(max_model_len=4100, num_gpu_blocks_override=1032)),
+    ("block-count-given", on()),
+    ("block-count-contiguous", {"engine": {"num_gpu_blocks_override": 8}}),
+    ("block-count-contiguous", {}),
+    ("block-count-override", on({"pa_num_blocks": 1024})),
+    ("block-count-override", {"neuron": {"pa_num_blocks": 3}}),
+    ("block-size-override", on({"pa_block_size": 32})),
+    ("block-layout", on(BOTH)),
+    ("block-layout", {"neuron": {"is_prefix_caching": False}}),
+    ("block-tiling", on(max_model_len=128)),
+    ("block-tiling", on({"attn_tkg_nki_kernel_enabled": True}, max_model_len=64)),
+    (
+        "prefix-buckets",
+        on({"context_encoding_buckets": [512, 4096], "prefix_buckets": [512, 4096]}),
+    ),
+    ("prefix-buckets", {"neuron": {"context_encoding_buckets": [512, 4096]}}),
+    ("prefix-buckets", on({"context_encoding_buckets": [4096], "enable_bucketing": False})),
+    ("prefix-buckets-idle", on({"prefix_buckets": [512]})),
+    (
+        "prefix-bucket-reach",
+        on({"context_encoding_buckets": [512, 4096], "prefix_buckets": [512, 3584]}),
+    ),
+    ("prefix-bucket-least", on({"token_generation_buckets": [256, 4096]})),
+    ("prefix-bucket-least", {"neuron": {"context_encoding_buckets": [128, 4096]}}),
+    ("prefix-bucket-blocks", on({"token_generation_buckets": [1024, 4096]})),
+    ("prefix-image", {"facts": LLAMA4}),
+    ("prefix-image", on()),
+    ("prefix-artifact", {"env": {"NEURON_COMPILED_ARTIFACTS": "/there/is/none"}}),
+    ("prefix-artifact", {"env": {"NEURON_COMPILED_ARTIFACTS": "${WHERE}"}}),
+    ("chunked-prefill-config", {"neuron": {"chunked_prefill_config": {}}}),
+    ("chunked-prefill-config", {**on(CHUNKED), "sdk": "2.27", "env": SWITCH}),
+    ("chunked-prefill-scheduler", {"env": {"DISABLE_NEURON_CUSTOM_SCHEDULER": "0"}}),
+    ("chunked-prefill", {"engine": {"enable_chunked_prefill": False}}),
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "cached", "severities"),
+    [(False, True, [E]), (True, False, [E]), (True, True, []), (None, True, [])],
+)
+def test_artifact(
+    tmp_path: Path, layout: bool | None, cached: bool, severities: list[Severity]
+) -> None:
+    inner = {} if layout is None else {"is_prefix_caching": layout}
+    (tmp_path / "neuron_config.json").write_text(json.dumps({"neuron_config": inner}))
+    engine = ON if cached else {}
+    assert (
+        found("prefix-artifact", engine=engine, compile={"artifact": str(tmp_path)}) == severities
+    )
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"neuron_config": 1}'])
+def test_a_broken_artifact_is_no_fault_here(tmp_path: Path, text: str) -> None:
+    (tmp_path / "neuron_config.json").write_text(text)
+    assert not found("prefix-artifact", engine=ON, compile={"artifact": str(tmp_path)})
+
+
+@pytest.mark.parametrize(("rule", "args", "severities"), TRIP)
+def test_trips(rule: str, args: dict[str, Any], severities: list[Severity]) -> None:
+    assert found(rule, **args) == severities
+
+
+@pytest.mark.parametrize(("rule", "args"), CLEAN)
+def test_near_misses(rule: str, args: dict[str, Any]) -> None:
+    assert found(rule, **args) == []
+
+
+def test_each_rule_has_both() -> None:
+    assert not untested(MODULE, [*TRIP, ("prefix-artifact",)], CLEAN)
