@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,12 @@ class Document:
     file: str
     data: dict[str, Any]
     serve: ServeFile
+    root: yaml.Node = field(repr=False, compare=False)
+
+    def line(self, path: str) -> int:
+        """Line (from 1) of a dotted path, or of the deepest part of it that the file has."""
+        parts = re.findall(r"[^.\[\]]+", path)
+        return _line(self.root, tuple(int(part) if part.isdigit() else part for part in parts))
 
     def applications(self) -> Iterator[tuple[str, Application]]:
         """Each application with its path in the document."""
@@ -59,7 +66,7 @@ def load(file: str | Path) -> Document:
         findings += [f for fault in error.errors() for f in _findings(fault, ServeFile, root)]
     if findings:
         raise ConfigError(sorted(findings, key=lambda finding: finding.line or 0), name)
-    return Document(name, data, serve)
+    return Document(name, data, serve, root)
 
 
 def parse_args(args: dict[str, Any]) -> AppArgs:

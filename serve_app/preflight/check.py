@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from serve_app.backends import make_plan
@@ -22,11 +23,12 @@ def check_document(
 
     `model_facts` is a config.json that stands in for those of the models.
     """
-    return [
+    findings = [
         finding.under(f"{path}.args")
         for path, application in document.applications()
         for finding in check_application(application.args, environment, model_facts)
     ]
+    return [replace(finding, line=document.line(finding.path)) for finding in findings]
 
 
 def check_application(

@@ -1,0 +1,64 @@
+"""Rules about LoRA on NxDI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from serve_app.config import Severity
+from serve_app.preflight.rules import lora as MODULE  # noqa: N812
+from tests.unit.test_rules_keys import found, untested
+
+E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
+LLAMA4 = {"architectures": ("Llama4ForConditionalGeneration",), "model_type": "llama4"}
+JSON = {"lora_ckpt_json": "/adapters.json"}
+
+
+def lora(neuron: dict[str, Any] | None = JSON, **engine: Any) -> dict[str, Any]:
+    return {"engine": {"enable_lora": True, **engine}, "neuron": neuron}
+
+
+TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
+    ("lora-override", lora(None), [E]),
+    ("lora-override", lora(None, additional_config={"max_prompt_length": 1024}), [E]),
+    ("lora-modules", lora({}), [E]),
+    ("lora-modules", {**lora({}), "compile": {"artifact": "/a"}}, [W]),
+    ("lora-count", lora(max_loras=4, max_cpu_loras=2), [E]),
+    ("lora-count", lora(max_loras=0), [E]),
+    ("lora-model", {**lora(), "model": "Qwen/Qwen3-30B-A3B"}, [E]),
+    ("lora-model", {**lora(), "facts": LLAMA4}, [E]),
+    ("lora-config", {"neuron": {"lora_config": {"max_loras": 2}}}, [E]),
+    ("lora-config", lora({"lora_config": {"max_loras": 2}}), [W]),
+    ("lora-base-model", lora(), [W]),
+    ("lora-unused", {"engine": {"lora_modules": ["a=/a"]}}, [W]),
+]
+CLEAN: list[tuple[str, dict[str, Any]]] = [
+    ("lora-override", lora({})),
+    ("lora-override", {}),
+    ("lora-modules", lora()),
+    ("lora-modules", lora({"target_modules": ["q_proj"]})),
+    ("lora-modules", lora(None)),
+    ("lora-count", lora(max_loras=4, max_cpu_loras=4)),
+    ("lora-count", lora(max_loras=4, max_cpu_loras=0)),
+    ("lora-count", {"engine": {"max_loras": 4, "max_cpu_loras": 2}}),
+    ("lora-model", lora()),
+    ("lora-model", {"model": "Qwen/Qwen3-30B-A3B"}),
+    ("lora-config", {"neuron": {"lora_config": None}}),
+    ("lora-base-model", {}),
+    ("lora-unused", lora(lora_modules=["a=/a"])),
+]
+
+
+@pytest.mark.parametrize(("rule", "args", "severities"), TRIP)
+def test_trips(rule: str, args: dict[str, Any], severities: list[Severity]) -> None:
+    assert found(rule, **args) == severities
+
+
+@pytest.mark.parametrize(("rule", "args"), CLEAN)
+def test_near_misses(rule: str, args: dict[str, Any]) -> None:
+    assert found(rule, **args) == []
+
+
+def test_each_rule_has_both() -> None:
+    assert not untested(MODULE, TRIP, CLEAN)
