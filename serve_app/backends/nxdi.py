@@ -30,8 +30,12 @@ class NxdiBackend:
         engine = dict(args.engine)
         seqs = fill(engine, "max_num_seqs", MAX_NUM_SEQS, "vLLM's default", reasons)
         cached = fill(engine, "enable_prefix_caching", True, "vLLM's default", reasons)
-        fill(engine, "enable_chunked_prefill", False, "the plugin turns it off", reasons)
-        fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "the plugin's value", reasons)
+        # With a budget of the user's own, vLLM checks the pair before the plugin sets either.
+        if engine.get("max_num_batched_tokens") is None:
+            fill(engine, "enable_chunked_prefill", False, "the plugin turns it off", reasons)
+            length = engine.get("max_model_len")
+            budget = max(_BATCHED_TOKENS, length if isinstance(length, int) else 0)
+            fill(engine, "max_num_batched_tokens", budget, "the plugin's value", reasons)
         if world_size(engine) > 1:
             why = "one process drives all ranks"
             fill(engine, "distributed_executor_backend", "uni", why, reasons)

@@ -54,10 +54,15 @@ class StepClock:
 class Engine:
     """A running engine: vLLM's ASGI app, its health, its end."""
 
-    def __init__(self, llm: AsyncLLM, app: FastAPI, args: AppArgs, clock: StepClock) -> None:
+    def __init__(
+        self, llm: AsyncLLM, app: FastAPI, args: AppArgs, plan: EnginePlan, clock: StepClock
+    ) -> None:
         self.app = app
         self._llm = llm
         self._health = args.health
+        # NxDI with LoRA: a request that names no adapter ends the engine (vllm-neuron,
+        # neuronx_distributed_model_runner.py, `None.lora_name`).
+        self._probes = not (plan.backend == "nxdi" and args.engine.get("enable_lora"))
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
@@ -74,6 +79,8 @@ class Engine:
         """
         if self._llm.errored:
             raise RuntimeError("the engine is dead: EngineCore has exited")
+        if not self._probes:
+            return
         now = time.monotonic()
         if now - self._clock.last_step < self._health.probe_period_s:
             self._stop_probe()
@@ -129,7 +136,7 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
     from serve_app.engine import adapter
 
-    engine = Engine(llm, await adapter.serving_app(llm, parsed), args, clock)
+    engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
     phases.report(READY)
     return engine
 

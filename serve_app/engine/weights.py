@@ -37,11 +37,10 @@ def fetch(source: str, revision: str | None, path: str, phases: Phases) -> str:
     )
 
     phases.report(DOWNLOAD, location)
+    ignore = ["original/*", "*.pth", "*.gguf", "*.msgpack", "*.h5", "*.onnx"]
+    offline = False
     try:
         files = HfApi().list_repo_files(location, revision=revision)
-        ignore = ["original/*", "*.pth", "*.gguf", "*.msgpack", "*.h5", "*.onnx"]
-        if any(file.endswith(".safetensors") for file in files):
-            ignore.append("*.bin")
     except GatedRepoError:
         raise StartupError(
             f"{location} is gated -> accept its licence on the hub and set HF_TOKEN"
@@ -52,13 +51,19 @@ def fetch(source: str, revision: str | None, path: str, phases: Phases) -> str:
         raise StartupError(
             f"the hub has no model {location!r}, or it is private -> mend {path} or set HF_TOKEN"
         ) from None
-    except Exception:  # offline: the cache may hold it
-        ignore = []
+    except Exception:  # the cache may hold it
+        offline, files = True, []
+    if offline or any(file.endswith(".safetensors") for file in files):
+        ignore.append("*.bin")
     progress = _progress(location, phases)
     try:
         return str(
             snapshot_download(
-                location, revision=revision, ignore_patterns=ignore, tqdm_class=progress
+                location,
+                revision=revision,
+                ignore_patterns=ignore,
+                local_files_only=offline,
+                tqdm_class=progress,
             )
         )
     except LocalEntryNotFoundError:

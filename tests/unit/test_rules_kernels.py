@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import Severity
-from serve_app.preflight.rules import kernels as MODULE  # noqa: N812
+from serve_app.preflight.rules import kernels, kernels_attention
 from tests.unit.test_rules_keys import found, untested
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -77,6 +77,11 @@ TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
         [E],
     ),
     ("kernel-residual-idle", llama(mlp_kernel_fuse_residual_add=True), [W]),
+    (
+        "kernel-residual-idle",
+        {"neuron": {"qkv_kernel_fuse_residual_add": True, "sequence_parallel_enabled": True}},
+        [W],
+    ),
     ("kernel-qwen3-moe", {"model": MOE, "neuron": BLOCK}, [E]),
     ("kernel-strided", llama(strided_context_parallel_kernel_enabled=True), [E]),
     ("kernel-strided", llama(**STRIDED), [E]),
@@ -118,6 +123,7 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("kernel-fused-qkv", llama(**QKV)),
+    ("kernel-fused-qkv", {"neuron": {"qkv_kernel_enabled": True}, "sdk": "2.28"}),
     ("kernel-fused-qkv", llama(**QKV, activation_quantization_type="dynamic", sdk="2.27")),
     ("kernel-model-fused", {"model": QWEN, "neuron": QKV, "sdk": "2.29"}),
     ("kernel-model-fused", {"model": MOE, "neuron": QKV, "sdk": "2.27"}),
@@ -134,6 +140,11 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
     ("kernel-decode-excludes", llama(**BLOCK)),
     ("kernel-k-transposed", llama(k_cache_transposed=True)),
     ("kernel-residual", llama(**QKV, qkv_kernel_fuse_residual_add=True)),
+    (
+        "kernel-residual",
+        {"neuron": {"qkv_kernel_fuse_residual_add": True, "sequence_parallel_enabled": True}},
+    ),
+    ("kernel-needs", {"neuron": {"qkv_kernel_fuse_residual_add": True}}),
     ("kernel-residual", llama(mlp_kernel_fuse_residual_add=True, sequence_parallel_enabled=True)),
     ("kernel-residual-idle", llama(mlp_kernel_fuse_residual_add=True, mlp_kernel_enabled=True)),
     ("kernel-qwen3-moe", {"model": MOE, "neuron": {**BLOCK, CASCADED: True}}),
@@ -168,4 +179,4 @@ def test_near_misses(rule: str, args: dict[str, Any]) -> None:
 
 
 def test_each_rule_has_both() -> None:
-    assert not untested(MODULE, TRIP, CLEAN)
+    assert not untested((kernels, kernels_attention), TRIP, CLEAN)

@@ -45,9 +45,10 @@ def found(rule: str, **args: Any) -> list[Severity]:
     return [trip.severity or RULES[rule].severity for trip in trips(rule, build(**args))]
 
 
-def untested(module: Any, trip: list[tuple[Any, ...]], clean: list[tuple[Any, ...]]) -> set[str]:
-    """Rules of the module without a case that trips them, or without a near miss."""
-    own = {rule.id for rule in RULES.values() if rule.check.__module__ == module.__name__}
+def untested(modules: Any, trip: list[tuple[Any, ...]], clean: list[tuple[Any, ...]]) -> set[str]:
+    """Rules of the modules without a case that trips them, or without a near miss."""
+    names = {m.__name__ for m in (modules if isinstance(modules, tuple) else (modules,))}
+    own = {rule.id for rule in RULES.values() if rule.check.__module__ in names}
     return own - ({row[0] for row in trip} & {row[0] for row in clean})
 
 

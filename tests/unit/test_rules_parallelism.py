@@ -51,6 +51,7 @@ TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
     ("dp-heads", at(8, attention_dp_degree=2), [E]),
     ("cp-heads", at(4, cp_degree=2), [E]),
     ("cp-heads", at(64, cp_degree=32, attention_dp_degree=16), [E]),
+    ("cp-heads", at(24, cp_degree=4), [E]),
     ("cp-heads", at(64, MOE, cp_degree=64, attention_dp_degree=32), [E]),
     ("flash-decoding", at(4, flash_decoding_enabled=True), [E]),
     (
@@ -81,6 +82,7 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
     ("degree-positive", at(8, cp_degree=1)),
     ("tp-override", at(8, tp_degree=8)),
     ("world-size", at(8, ep_degree=1, world_size=8)),
+    ("degree-divides", at(8, seqs=1, attention_dp_degree=8)),
     ("degree-divides", at(8, seqs=8, cp_degree=4, attention_dp_degree=4)),
     ("cp-dp", at(64, cp_degree=16, attention_dp_degree=8)),
     ("dp-batching", at(64, seqs=8, attention_dp_degree=8)),
@@ -95,6 +97,8 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
     ("dp-heads", at(64, attention_dp_degree=8)),
     ("dp-heads", at(64, cp_degree=16, attention_dp_degree=16)),
     ("cp-heads", at(8, cp_degree=2)),
+    ("cp-heads", at(24, cp_degree=3)),
+    ("cp-heads", at(64, cp_degree=16)),
     # AWS's recipe for Qwen3-235B, 4 KV heads.
     ("cp-heads", at(64, MOE, cp_degree=16, attention_dp_degree=8)),
     ("cp-heads", at(4, cp_degree=2, attention_dp_degree=2)),

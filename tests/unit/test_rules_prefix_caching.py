@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import Severity
-from serve_app.preflight.rules import prefix_caching as MODULE  # noqa: N812
+from serve_app.preflight.rules import chunked_prefill, prefix_caching
 from tests.unit.test_rules_keys import found, untested
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -138,4 +138,4 @@ def test_near_misses(rule: str, args: dict[str, Any]) -> None:
 
 
 def test_each_rule_has_both() -> None:
-    assert not untested(MODULE, [*TRIP, ("prefix-artifact",)], CLEAN)
+    assert not untested((prefix_caching, chunked_prefill), [*TRIP, ("prefix-artifact",)], CLEAN)

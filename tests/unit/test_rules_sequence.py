@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import Severity
-from serve_app.preflight.rules import sequence as MODULE  # noqa: N812
+from serve_app.preflight.rules import batch, sequence
 from tests.unit.test_rules_keys import found, untested
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -47,6 +47,7 @@ TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
         [E],
     ),
     ("bucket-list", {"neuron": {"context_encoding_buckets": []}}, [E]),
+    ("bucket-list", {"neuron": {"prefix_buckets": []}}, [W]),
     ("bucket-list", {"neuron": {"token_generation_buckets": [0, 4096]}}, [E]),
     ("bucket-list", {"neuron": {"token_generation_buckets": [4096, 4096]}}, [W]),
     ("bucket-within", {"neuron": {"context_encoding_buckets": [8192, 128]}}, [E]),
@@ -193,4 +194,4 @@ def test_near_misses(rule: str, args: dict[str, Any]) -> None:
 
 
 def test_each_rule_has_both() -> None:
-    assert not untested(MODULE, TRIP, CLEAN)
+    assert not untested((sequence, batch), TRIP, CLEAN)

@@ -3,8 +3,11 @@
 from serve_app.preflight.case import RULES, Rule
 from serve_app.preflight.rules import (  # noqa: F401  (each registers its rules)
     arguments,
+    batch,
+    chunked_prefill,
     cores,
     kernels,
+    kernels_attention,
     keys,
     lora,
     memory,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from serve_app.config.findings import Severity
-from serve_app.neuron.nxdi_config import CTE_BLOCK_FLAGS, context_buckets, flag, flags, integer
+from serve_app.neuron.nxdi_config import CTE_BLOCK_FLAGS, flag, flags
 from serve_app.preflight.case import NXDI, Case, Trip, rule
 from serve_app.preflight.rules.keys import CONFIG, at, given, model_type, since, switched
 
@@ -55,6 +55,10 @@ _FUSED_SINCE: dict[str, str | None] = {
 """NxDI release from which the model's weights can be fused; None: in none of the public ones."""
 
 
+_RESIDUAL = ("", "llama", "llama4", "llama4_text")
+"""Models whose decoder reads the flags of the residual add; "": not known."""
+
+
 class Needs(NamedTuple):
     """`flag` switched on needs one of `any_of` switched on."""
 
@@ -86,13 +90,15 @@ _NEEDS = (
 )
 def kernel_needs(case: Case) -> Iterator[Trip]:
     for need in _NEEDS:
-        if not flag(given(case), need.flag) or flags(_kernels(case), need.any_of):
+        if not flag(given(case), need.flag) or flags(kernel_flags(case), need.any_of):
             continue
+        if "residual" in need.flag and model_type(case) not in _RESIDUAL:
+            continue  # of this another rule speaks
         words = " or ".join(need.any_of)
         yield Trip(f"{need.flag} needs {words}", f"set {need.any_of[0]}: true", at(case, need.flag))
 
 
-def _kernels(case: Case) -> dict[str, object]:
+def kernel_flags(case: Case) -> dict[str, object]:
     """The effective flags; before NxDI 0.9 a deprecated flag sets no other."""
     config = dict(case.effective)
     if not since(case, "0.9"):
@@ -100,6 +106,11 @@ def _kernels(case: Case) -> dict[str, object]:
         if not given(case).get("mlp_kernel_enabled"):
             config["mlp_kernel_enabled"] = False
     return config
+
+
+def _fuses(case: Case) -> bool:
+    first = _FUSED_SINCE.get(model_type(case), "0")
+    return first is not None and since(case, first)
 
 
 @rule(
@@ -113,7 +124,8 @@ def kernel_fused_qkv(case: Case) -> Iterator[Trip]:
     on = switched(case, *QKV)
     fused = flag(given(case), "fused_qkv")
     lost = given(case).get("activation_quantization_type") is not None and since(case, "0.8")
-    if not on or model_type(case) == "dbrx":
+    # DBRX always fuses; of models that cannot, another rule speaks.
+    if not on or model_type(case) == "dbrx" or not _fuses(case):
         return
     if not fused:
         yield Trip(f"{' and '.join(on)} without fused_qkv", "set fused_qkv: true", at(case, on[0]))
@@ -133,10 +145,8 @@ def kernel_fused_qkv(case: Case) -> Iterator[Trip]:
 def kernel_model_fused(case: Case) -> Iterator[Trip]:
     kind = model_type(case)
     on = switched(case, "fused_qkv", *QKV)
-    if not on or kind not in _FUSED_SINCE:
-        return
-    first = _FUSED_SINCE[kind]
-    if first is None or not since(case, first):
+    if on and not _fuses(case):
+        first = _FUSED_SINCE[kind]
         message = f"NxDI {case.target.stack.nxdi} cannot fuse the Q, K and V weights of {kind}"
         mend = f"remove {', '.join(on)}"
         mend += f", or take an SDK with NxDI {first} (2.29)" if first else ""
@@ -282,10 +292,11 @@ def kernel_k_transposed(case: Case) -> Iterator[Trip]:
     NXDI,
 )
 def kernel_residual(case: Case) -> Iterator[Trip]:
-    if not flag(case.effective, "sequence_parallel_enabled"):
+    known = model_type(case) in _RESIDUAL
+    if not flag(case.effective, "sequence_parallel_enabled") or not known:
         return
     on = switched(case, "qkv_kernel_fuse_residual_add")
-    if flags(_kernels(case), ("mlp_kernel_enabled", "quantized_mlp_kernel_enabled")):
+    if flags(kernel_flags(case), ("mlp_kernel_enabled", "quantized_mlp_kernel_enabled")):
         on += switched(case, "mlp_kernel_fuse_residual_add")
     for name in on:
         message = f"{name} does not go with sequence_parallel_enabled"
@@ -295,14 +306,17 @@ def kernel_residual(case: Case) -> Iterator[Trip]:
 @rule(
     "kernel-residual-idle",
     Severity.WARNING,
-    "A fused residual add has its kernel",
-    "models/llama/modeling_llama.py:1022",
+    "A fused residual add has its kernel and its model",
+    "models/llama/modeling_llama.py:1022; no other decoder but Llama's reads the flags",
     NXDI,
 )
 def kernel_residual_idle(case: Case) -> Iterator[Trip]:
-    name = "mlp_kernel_fuse_residual_add"
-    if flag(given(case), name) and not flag(_kernels(case), "mlp_kernel_enabled"):
-        yield Trip(f"{name} does nothing without mlp_kernel_enabled", "remove it", at(case, name))
+    mlp, kind = "mlp_kernel_fuse_residual_add", model_type(case)
+    if kind not in _RESIDUAL:
+        for name in switched(case, "qkv_kernel_fuse_residual_add", mlp):
+            yield Trip(f"{name} does nothing with {kind}", "remove it", at(case, name))
+    elif flag(given(case), mlp) and not flag(kernel_flags(case), "mlp_kernel_enabled"):
+        yield Trip(f"{mlp} does nothing without mlp_kernel_enabled", "remove it", at(case, mlp))
 
 
 @rule(
@@ -313,96 +327,8 @@ def kernel_residual_idle(case: Case) -> Iterator[Trip]:
     NXDI,
 )
 def kernel_qwen3_moe(case: Case) -> Iterator[Trip]:
-    on = model_type(case) == "qwen3_moe" and flag(_kernels(case), BLOCK)
+    on = model_type(case) == "qwen3_moe" and flag(kernel_flags(case), BLOCK)
     if on and not flag(case.effective, CASCADED):
         yield Trip(
             f"{BLOCK} on Qwen3-MoE needs {CASCADED}", f"set {CASCADED}: true", at(case, BLOCK)
         )
-
-
-@rule(
-    "kernel-strided",
-    Severity.ERROR,
-    "The strided context parallel kernel can be used in every bucket",
-    f"{CONFIG}:446-447; {ATTENTION}:948-979 (raises where it cannot)",
-    NXDI,
-)
-def kernel_strided(case: Case) -> Iterator[Trip]:
-    name = "strided_context_parallel_kernel_enabled"
-    if not flag(case.effective, name):
-        return
-    cp, path = integer(case.effective, "cp_degree") or 1, at(case, name)
-    if cp <= 1:
-        yield Trip(f"{name} needs cp_degree over 1", f"set cp_degree, or remove {name}", path)
-        return
-    if case.effective.get("attn_kernel_enabled") is False:
-        return
-    if case.target.lnc < 2:
-        yield Trip(f"{name} needs LNC 2, not {case.target.lnc}", f"remove {name}", path)
-    head = case.model.head_dim if case.model else None
-    short = [b for b in context_buckets(case.effective) if head and b // cp <= head]
-    if short:
-        message = f"{name}: context bucket {short[0]} / cp_degree {cp} is not over head_dim {head}"
-        yield Trip(message, f"give context buckets over {(head or 0) * cp}", path)
-    if case.model and case.model.sliding_window:
-        yield Trip(f"{name} does not go with a sliding window", f"remove {name}", path)
-
-
-@rule(
-    "kernel-window",
-    Severity.ERROR,
-    "Speculation with a sliding window needs cascaded attention",
-    f"{ATTENTION}:243-244",
-    NXDI,
-)
-def kernel_window(case: Case) -> Iterator[Trip]:
-    window = case.model.sliding_window if case.model else None
-    if not window or not flag(case.effective, "enable_fused_speculation"):
-        return
-    if not (flag(_kernels(case), BLOCK) and flag(case.effective, CASCADED)):
-        message = f"speculation on a model with a sliding window ({window}) needs {CASCADED}"
-        yield Trip(message, f"set {BLOCK} and {CASCADED}", "engine.speculative_config")
-
-
-@rule(
-    "kernel-attention-idle",
-    Severity.WARNING,
-    "The attention kernel fits the context buckets",
-    f"{ATTENTION} get_flash_attention_strategy: LNC 2 from 1024 tokens in multiples of 512, below "
-    "in multiples of 256; LNC 1 from 512; elsewhere it is silently off",
-    NXDI,
-)
-def kernel_attention_idle(case: Case) -> Iterator[Trip]:
-    if given(case).get("attn_kernel_enabled") is not True:
-        return
-    if (integer(case.effective, "cp_degree") or 1) > 1:
-        return
-    idle = [b for b in context_buckets(case.effective) if not _attention(b, case.target.lnc)]
-    if idle:
-        buckets = ", ".join(map(str, idle))
-        message = f"attn_kernel_enabled has no effect in context buckets {buckets}"
-        mend = "give context_encoding_buckets in multiples of 512"
-        yield Trip(message, mend, at(case, "attn_kernel_enabled"))
-
-
-def _attention(bucket: int, lnc: int) -> bool:
-    if lnc < 2:
-        return bucket >= 512
-    return bucket % 512 == 0 if bucket >= 1024 else bucket % 256 == 0
-
-
-@rule(
-    "kernel-small-buckets",
-    Severity.NOTE,
-    "Kernels with small buckets",
-    "aws-neuron-sdk trn2-llama3.3-70b-tutorial.rst names numerical errors (1003) with buckets up "
-    "to 1024; AWS's own cards use buckets from 256 with the same kernels",
-    NXDI,
-)
-def kernel_small_buckets(case: Case) -> Iterator[Trip]:
-    on = switched(case, *QKV, "mlp_kernel_enabled")
-    small = [b for b in context_buckets(case.effective) if b <= 1024]
-    if on and small and case.target.instance.generation > 1:
-        message = f"kernels with context bucket {small[0]} may end in a numerical error (1003)"
-        mend = "if they do, start context_encoding_buckets at 2048"
-        yield Trip(message, mend, at(case, "context_encoding_buckets"))

@@ -34,6 +34,8 @@ _IMAGE = {
 _EXPERTS = {"mixtral", "dbrx", "qwen3_moe", "llama4", "llama4_text", "gpt_oss"}
 _EVER = "9999"
 """Newer than every release."""
+WINDOW_DP = "sliding_window_attention_dp_degree"
+"""A key of gpt-oss only."""
 _NESTED = {name for name in tables() if name.endswith("_config")}
 """Keys that hold a mapping with a table of its own."""
 _STRICT = {"lora_config", "router_config"}
@@ -171,6 +173,8 @@ def _why_unknown(case: Case, name: Any, value: Any) -> tuple[str, str, Severity 
         kind = model_type(case) or "text"
         mend = "write its keys one level up"
         return f"NxDI ignores {name} of a {kind} model", mend, Severity.ERROR
+    if name == WINDOW_DP:
+        return f"{name!r} is for gpt-oss; NxDI ignores it here", "remove it", None
     if name in keys("moe"):
         return f"{name!r} is for mixtures of experts; NxDI ignores it here", "remove it", None
     if name in keys("vision"):
@@ -305,6 +309,8 @@ def _known(case: Case, nxdi: str) -> dict[str, Key]:
     if image(case) or case.model is None or model_type(case) == "mllama":
         tables.append("vision")
     known = keys(*tables)
+    if case.model is not None and model_type(case) != "gpt_oss":
+        known.pop(WINDOW_DP, None)
     plugin = keys("plugin")
     known["draft_overrides"] = plugin["draft_overrides"]
     if case.engine("enable_lora"):

@@ -9,7 +9,16 @@ from serve_app.config.findings import Severity
 from serve_app.neuron.nxdi_config import flag, integer, mapping, sequences, whole
 from serve_app.preflight.case import NXDI, Case, Trip, rule
 from serve_app.preflight.rules.kernels import CASCADED, UPDATE
-from serve_app.preflight.rules.keys import CONFIG, LOADER, at, experts, given, model_type, since
+from serve_app.preflight.rules.keys import (
+    CONFIG,
+    LOADER,
+    WINDOW_DP,
+    at,
+    experts,
+    given,
+    model_type,
+    since,
+)
 
 UTILS = "neuronx-distributed-inference modules/attention/utils.py"
 DEGREES = (
@@ -21,7 +30,7 @@ DEGREES = (
     "ep_degree",
     "moe_tp_degree",
     "moe_ep_degree",
-    "sliding_window_attention_dp_degree",
+    WINDOW_DP,
 )
 DP, CP = "attention_dp_degree", "cp_degree"
 
@@ -97,8 +106,8 @@ _DIVIDES = (
     Divides(CP, "tp_degree"),
     Divides(DP, "tp_degree"),
     Divides(DP, "tkg_batch_size"),
-    Divides("sliding_window_attention_dp_degree", "tp_degree"),
-    Divides("sliding_window_attention_dp_degree", "tkg_batch_size"),
+    Divides(WINDOW_DP, "tp_degree"),
+    Divides(WINDOW_DP, "tkg_batch_size"),
 )
 
 
@@ -111,7 +120,11 @@ _DIVIDES = (
 )
 def degree_divides(case: Case) -> Iterator[Trip]:
     for divisor, number in _DIVIDES:
+        if divisor == WINDOW_DP and model_type(case) != "gpt_oss":
+            continue
         degree, whole_number = _degree(case, divisor), integer(case.effective, number)
+        if number == "tkg_batch_size" and not flag(case.effective, "is_continuous_batching"):
+            continue  # of this another rule speaks
         if whole_number is not None and whole_number % degree:
             message = f"{divisor} {degree} does not divide {number} {whole_number}"
             yield Trip(message, f"set a divisor of {whole_number}", at(case, divisor))
@@ -227,7 +240,7 @@ def dp_heads(case: Case) -> Iterator[Trip]:
     "cp-heads",
     Severity.ERROR,
     "Context parallelism has a rank per KV head",
-    f"{UTILS}:464, 504, 576, 585",
+    f"{UTILS}:464, 473, 504, 576, 585 (torch.stack wants equal parts)",
     NXDI,
 )
 def cp_heads(case: Case) -> Iterator[Trip]:
@@ -243,6 +256,11 @@ def cp_heads(case: Case) -> Iterator[Trip]:
         message = f"{CP} {cp}: {words} is {group}, less than {heads} KV heads"
         mend = "raise engine.tensor_parallel_size" if dp == 1 else f"lower {DP}"
         yield Trip(message, mend, at(case, CP))
+        return
+    uneven = [ranks for ranks in (tp // cp, group) if heads * max(ranks // heads, 1) % ranks]
+    if uneven:
+        message = f"{CP} {cp}: {heads} KV heads do not spread evenly over {uneven[0]} ranks"
+        yield Trip(message, f"choose a {CP} that leaves a power of two", at(case, CP))
         return
     there, needed = max(tp // cp // heads, 1) * cp, max(group // heads, 1) * dp
     if dp > 1 and there < needed:
