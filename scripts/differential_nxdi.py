@@ -41,34 +41,21 @@ from serve_app.backends import make_plan
 from serve_app.config import Severity, parse_args
 from serve_app.preflight.case import RULES, Case
 from serve_app.preflight.neuron import case_of, find_model
-from serve_app.preflight.rules import (
-    batch,
-    chunked_prefill,
-    kernels,
-    kernels_attention,
-    keys,
-    lora,
-    parallelism,
-    prefix_caching,
-    quantization,
-    sampling,
-    sequence,
-    speculation,
-)
+from serve_app.preflight.rules import keys, quantization
 
-MODULES = (
-    batch,
-    chunked_prefill,
-    kernels,
-    kernels_attention,
-    keys,
-    lora,
-    parallelism,
-    prefix_caching,
-    quantization,
-    sampling,
-    sequence,
-    speculation,
+TOPICS = (
+    "batch",
+    "chunked_prefill",
+    "kernels",
+    "kernels_attention",
+    "keys",
+    "lora",
+    "parallelism",
+    "prefix_caching",
+    "quantization",
+    "sampling",
+    "sequence",
+    "speculation",
 )
 TRACE = "AWS raises while it traces the model, which is not run here"
 SERVING = "AWS raises in the running engine, or gives wrong results, which is not run here"
@@ -425,7 +412,7 @@ def _flash(case: Case, neuron: Any) -> None:
 
 def ours(case: Case) -> dict[str, str]:
     """Our errors: rule -> message."""
-    own = {module.__name__ for module in MODULES}
+    own = {f"serve_app.preflight.rules.{topic}" for topic in TOPICS}
     return {
         rule.id: trip.message
         for rule in RULES.values()
