@@ -65,7 +65,12 @@ def memory_of(args: AppArgs, model_facts: Path | None = None) -> Memory | None:
 
 def _environment(args: AppArgs, environment: Mapping[str, str]) -> Iterator[Finding]:
     values = {f"env.{name}": value for name, value in args.env.items()}
-    values |= {"model.source": args.model.where, "model.tokenizer": args.model.tokenizer or ""}
+    values |= {
+        "model.source": args.model.where,
+        "model.tokenizer": args.model.tokenizer or "",
+        "compile.artifact": args.compile.artifact or "",
+        "compile.cache": args.compile.cache or "",
+    }
     for path, value in values.items():
         for name in references(value):
             if not environment.get(name):
