@@ -122,6 +122,11 @@ def start(command: list[str], port: int, log: Path) -> Stack:
     return Stack(process, port, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a Ray of their own run before the session's starts: they would join it."""
+    items.sort(key=lambda item: "stack" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """`serve run configs/local-cpu.yaml`, on a free port."""

@@ -45,7 +45,12 @@ def main() -> None:
     options = deployment_options(app.args, plan)
     options["num_replicas"] = replicas
     options["ray_actor_options"]["num_cpus"] = 0
-    ray.init(resources={"neuron_cores": cores}, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(
+        address="local",
+        resources={"neuron_cores": cores},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     deployment = serve.deployment(StandIn).options(**options)
     handle = serve._run(
         deployment.bind(plan.backend, plan.target.cores), name="app", _blocking=False
