@@ -45,12 +45,18 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(stack: Stack) -> None:
 
 
 def test_a_client_that_leaves_a_whole_answer_frees_the_engine(stack: Stack) -> None:
-    for _ in range(8):
-        begin = time.monotonic()
+    """By the engine's own count: an engine that nobody stops makes all 900 tokens.
+
+    Several tries, as an engine that spins on every core of a small machine can keep this very
+    process from running, so that it leaves late.
+    """
+    made = []
+    for _ in range(12):
+        before = stack.metric("vllm:generation_tokens_total")
         with suppress(httpx.ReadTimeout):
             HTTP.post(f"{stack.url}/v1/chat/completions", json=BODY, timeout=0.5)
-        stayed = time.monotonic() - begin
-        # An engine that spins on every core can keep this process itself from running.
-        if wait_until_idle(stack) < 1.0 and stayed < 1.0:
+        wait_until_idle(stack)
+        made.append(stack.metric("vllm:generation_tokens_total") - before)
+        if 1 < made[-1] < 800:
             return
-    raise AssertionError("the engine went on for a client that had left")
+    raise AssertionError(f"the engine went on for clients that had left: {made} tokens")

@@ -67,4 +67,6 @@ def test_one_scrape_of_ray_has_vllms_metrics(stack) -> None:
         assert time.monotonic() < deadline
         time.sleep(1)
     assert 'model_name="neuron-serve/demo"' in found[0]
-    assert "ReplicaId=" in found[0]
+    for label in ('application="demo"', 'deployment="engine"', "replica="):
+        assert label in found[0]
+    assert any(line.startswith("ray_vllm_time_to_first_token_seconds_bucket{") for line in lines)
