@@ -1,7 +1,7 @@
 """vLLM's metrics in Ray's scrape: every sample of vLLM's own registry, mirrored now and then.
 
-vLLM's RayPrometheusStatLogger would record each of them at each step a second time, in Python:
-measured, a quarter of the replica's CPU time per token.
+vLLM's RayPrometheusStatLogger would record each of them at each step a second time, in Python,
+on the loop that streams the tokens.
 """
 
 from __future__ import annotations
