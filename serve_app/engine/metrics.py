@@ -11,7 +11,8 @@ import asyncio
 from prometheus_client import REGISTRY
 from ray.serve.metrics import Gauge
 
-PERIOD_S = 5.0
+PERIOD_S = 10.0
+"""Ray's workers report to their node's agent as often (RAY_metrics_report_interval_ms)."""
 _PREFIX = "vllm:"
 
 

@@ -9,7 +9,7 @@ import pytest
 from serve_app.backends import BACKENDS, EnginePlan, Machine
 from serve_app.config import parse_args
 
-PLAIN = Machine(cpus=8, cpu_flags=frozenset({"avx2"}))
+PLAIN = Machine(cores=8, cpu_flags=frozenset({"avx2"}))
 
 
 def plan(machine: Machine = PLAIN, **args: Any) -> EnginePlan:
@@ -22,7 +22,7 @@ def plan(machine: Machine = PLAIN, **args: Any) -> EnginePlan:
 def test_float32_without_native_bf16(flag: str, dtype: str | None) -> None:
     made = plan(Machine(8, frozenset({flag})))
     assert made.engine_args.get("dtype") == dtype
-    assert bool(made.reasons) == (dtype is not None)
+    assert any("dtype" in reason for reason in made.reasons) == (dtype is not None)
 
 
 def test_a_given_dtype_stays() -> None:
@@ -39,16 +39,35 @@ def test_kv_cache_is_bounded_and_cpus_are_a_fraction() -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "threads"),
+    [
+        ({}, "7"),
+        ({"scaling": {"num_replicas": 3}}, "2"),
+        ({"scaling": {"max_replicas": 100}}, "1"),
+        ({"resources": {"num_cpus": 4.0}}, "4"),
+    ],
+)
+def test_the_model_runs_in_the_engines_process(args, threads) -> None:
+    made = plan(**args)
+    assert made.engine_args["distributed_executor_backend"] == "uni"
+    assert made.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert made.env["OMP_NUM_THREADS"] == threads
+
+
+@pytest.mark.parametrize(
     ("args", "bind", "threads"),
     [
         ({}, "auto", None),
         ({"scaling": {"num_replicas": 3}}, "nobind", "2"),
-        ({"scaling": {"max_replicas": 100}}, "nobind", "1"),
         ({"resources": {"num_cpus": 4.0}}, "nobind", "4"),
     ],
 )
-def test_two_engines_never_bind_the_same_cores(args, bind, threads) -> None:
-    made = plan(**args)
+@pytest.mark.parametrize(
+    "engine", [{"distributed_executor_backend": "mp"}, {"tensor_parallel_size": 2}]
+)
+def test_two_engines_with_workers_never_bind_the_same_cores(engine, args, bind, threads) -> None:
+    made = plan(engine=engine, **args)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in made.env
     assert made.env["VLLM_CPU_OMP_THREADS_BIND"] == bind
     assert made.env.get("OMP_NUM_THREADS") == threads
 
@@ -71,4 +90,5 @@ def test_the_command_line_tells_everything() -> None:
         "--max-num-seqs=4",
         "--no-enable-prefix-caching",
         "--dtype=float32",
+        "--distributed-executor-backend=uni",
     ]
