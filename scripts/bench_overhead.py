@@ -96,8 +96,18 @@ def ours(replicas: int) -> Callable[[Path, int], list[str]]:
     return command
 
 
-def ray_llm(directory: Path, port: int) -> list[str]:
+def ray_llm(direct: bool) -> Callable[[Path, int], list[str]]:
     """The same engine arguments for `ray.serve.llm`; its replica wants whole CPUs."""
+
+    def command(directory: Path, port: int) -> list[str]:
+        file = directory / "ray-llm.yaml"
+        file.write_text(yaml.safe_dump(ray_llm_config(port, direct)))
+        return ["serve", "run", str(file)]
+
+    return command
+
+
+def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
     ((_, app),) = load(CONFIG).applications()
     plan = BACKENDS[app.args.backend].plan(app.args, this_machine())
     llm = {
@@ -111,27 +121,24 @@ def ray_llm(directory: Path, port: int) -> list[str]:
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
         "runtime_env": {"env_vars": dict(plan.env)},
     }
-    config = {
+    args: dict[str, Any] = {"llm_configs": [llm]}
+    if not direct:  # there the server is the ingress
+        args["ingress_deployment_config"] = {
+            "ray_actor_options": {"num_cpus": 0.1},
+            "num_replicas": 1,
+            "max_ongoing_requests": 256,
+        }
+    return {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
             {
                 "name": "llm",
                 "route_prefix": "/",
                 "import_path": "ray.serve.llm:build_openai_app",
-                "args": {
-                    "llm_configs": [llm],
-                    "ingress_deployment_config": {
-                        "ray_actor_options": {"num_cpus": 0.1},
-                        "num_replicas": 1,
-                        "max_ongoing_requests": 256,
-                    },
-                },
+                "args": args,
             }
         ],
     }
-    file = directory / "ray-llm.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return ["serve", "run", str(file)]
 
 
 NICENESS = {"RAY_worker_niceness": "0"}
@@ -139,9 +146,10 @@ SYSTEMS = {
     "bare": System(bare),
     "ours": System(ours(1)),
     "ours-x4": System(ours(4)),
-    "ray-llm": System(ray_llm, NICENESS),
+    "ray-llm": System(ray_llm(direct=False), NICENESS),
     "ray-llm-direct": System(
-        ray_llm, {**data_plane_environment(), "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}
+        ray_llm(direct=True),
+        {**data_plane_environment(), "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"},
     ),
 }
 
