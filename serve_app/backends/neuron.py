@@ -40,6 +40,6 @@ class NeuronBackend:
         why = "the plugin takes mp or uni"
         fill(engine, "distributed_executor_backend", executor, why, reasons)
         env = {}
-        if args.compile.cache:
-            env["VLLM_CACHE_ROOT"] = args.compile.cache
+        if args.artifacts.compile_cache:
+            env["VLLM_CACHE_ROOT"] = args.artifacts.compile_cache
         return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

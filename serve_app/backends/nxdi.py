@@ -46,8 +46,8 @@ class NxdiBackend:
                 # vLLM's own parser takes 1 to 256 only, so it cannot be written out.
                 reasons.append("block_size: the plugin makes it max_model_len")
         env = {"VLLM_NEURON_FRAMEWORK": "neuronx-distributed-inference"}
-        if args.compile.artifact:
-            env["NEURON_COMPILED_ARTIFACTS"] = args.compile.artifact
-        if args.compile.cache:
-            env["NEURON_COMPILE_CACHE_URL"] = args.compile.cache
+        if args.artifacts.path:
+            env["NEURON_COMPILED_ARTIFACTS"] = args.artifacts.path
+        if args.artifacts.compile_cache:
+            env["NEURON_COMPILE_CACHE_URL"] = args.artifacts.compile_cache
         return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

@@ -143,20 +143,37 @@ class Stack(Strict):
     )
 
 
-class Compile(Strict):
-    """Where compiled graphs are kept, so that the next start does not compile."""
+class Artifacts(Strict):
+    """Compiled graphs: where they are kept, and what happens when they do not fit."""
 
-    artifact: str | None = Field(
+    path: str | None = Field(
         default=None,
         description="`nxdi`: directory of the compiled model (NEURON_COMPILED_ARTIFACTS). Loaded "
-        "when it is there, else compiled into it. Without it every start compiles. May hold "
+        "when it is there and fits, else compiled into it. Without it, and without a store, every "
+        "start compiles. May hold ${NAME}.",
+    )
+    store: str | None = Field(
+        default=None,
+        description="`nxdi`: where machines share compiled models, under a key of their shapes: a "
+        "mounted directory or s3://bucket/prefix. A replica fetches from it into `path`. May hold "
         "${NAME}.",
     )
-    cache: str | None = Field(
+    compile_cache: str | None = Field(
         default=None,
         description="Compile cache: a directory, for `nxdi` also s3://bucket/prefix "
         "(NEURON_COMPILE_CACHE_URL); for `neuron` a local disk (VLLM_CACHE_ROOT). May hold "
         "${NAME}.",
+    )
+    on_mismatch: Literal["fail", "compile"] = Field(
+        default="fail",
+        description="When what is compiled does not fit this configuration: `fail` refuses to "
+        "start and names the fields; `compile` compiles anew beside it. Default fail: the "
+        "plugin would load it without a look.",
+    )
+    frozen: bool = Field(
+        default=False,
+        description="A replica never compiles: it refuses to start when nothing is compiled "
+        "(`nxdi`), or serves from the cache alone (`neuron`). For production.",
     )
 
 
@@ -208,7 +225,7 @@ class AppArgs(Strict):
         "Needed for `nxdi` and `neuron`.",
     )
     stack: Stack = Field(default=Stack(), description="Pins of the Neuron software.")
-    compile: Compile = Field(default=Compile(), description="Where compiled graphs are kept.")
+    artifacts: Artifacts = Field(default=Artifacts(), description="Compiled graphs.")
     model: Model = Field(description="Which weights, and the name that clients use.")
     engine: dict[str, Any] = Field(
         default_factory=dict,
