@@ -21,6 +21,7 @@ from typing import Any
 
 from serve_app.artifacts.recipe import RUNTIME, Recipe
 from serve_app.backends.effective import neuron_configuration
+from serve_app.backends.neuron import FROZEN
 from serve_app.backends.plan import EnginePlan
 from serve_app.config import AppArgs, ConfigError, Finding, Severity
 from serve_app.neuron import nxdi_config
@@ -261,14 +262,6 @@ def _native(args: AppArgs, plan: EnginePlan, recipe: Recipe, model: str, chip: b
         raise _refusal("artifacts", "what is compiled would be lost with this machine", mend)
     command = _engine_command(plan, model, {})
     return Job(tuple(command), env, directory, family if chip else None, how)
-
-
-FROZEN = {
-    "NEURON_LIBTORCH_DISABLE_GRAPH_CAPTURE_BACKEND": "1",
-    "VLLM_NEURON_DISABLE_WARMUP_COMPILE": "1",
-}
-"""Serve from the cache or refuse (vllm-neuron docs/design/compilation/cpu_compilation.md,
-Preventing Compilation on Production Instances)."""
 
 
 def _engine_command(plan: EnginePlan, model: str, changed: Mapping[str, Any]) -> list[str]:

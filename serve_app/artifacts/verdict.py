@@ -130,18 +130,17 @@ _FOLLOWS = {
 
 
 def judge(directory: Path, wanted: Recipe, deep: bool = False) -> Judgement | None:
-    """The verdict on what is in `directory`; None when nothing was compiled there.
+    """The verdict on what is in `directory`; None when nothing was compiled there to the end.
 
     An artifact without our manifest is judged by what NxDI recorded. `deep` reads every file.
 
     Raises:
         ArtifactError: a manifest or record that cannot be read.
     """
-    if not directory.is_dir() or not any(directory.iterdir()):
-        return None
     found = manifests.read(directory)
     if found is None:
-        if wanted.backend != "nxdi":
+        # NxDI's record alone is what a compile leaves that did not end: it is done again.
+        if wanted.backend != "nxdi" or not (directory / manifests.GRAPHS).is_file():
             return None
         recipe, unknown = manifests.adopted(directory)
         sharded = bool(
@@ -221,7 +220,7 @@ def _neuron(found: Manifest, wanted: Recipe) -> Iterator[Difference]:
         if name in skipped or _FOLLOWS.get(name) in told:
             continue
         there, here = (_or_default(values, known[name], name) for values in (theirs, ours))
-        if _equal(there, here):
+        if _equal(_value(there), _value(here)):
             continue
         told.add(name)
         field = _NXDI.get(name, _OTHER)
@@ -236,7 +235,7 @@ def _or_default(values: Mapping[str, Any], key: nxdi_config.Key, name: str) -> A
     if isinstance(default, str) and default.startswith("="):
         default = values.get(default[1:])
     value = values.get(name)
-    return _value(default if value is None else value)
+    return default if value is None else value
 
 
 def _mend(name: str, field: _Field, value: Any) -> str:
@@ -273,6 +272,8 @@ def _equal(there: Any, here: Any) -> bool:
 
 
 def _show(value: Any) -> str:
+    if value is None:
+        return "not set"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

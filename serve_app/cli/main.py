@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from serve_app.cli.artifact import artifact
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     help="Serve LLMs with vLLM and Ray Serve, on AWS Neuron or on a plain CPU.",
     epilog="Exit codes: 0 done, 1 refused or failed, 2 does not parse, 130 Ctrl-C.",
 )
+
+app.add_typer(artifact, name="artifact")
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[
@@ -114,6 +117,55 @@ def check(
         _show(str(config), findings)
         typer.echo(f"{config}: {verdict}")
     raise typer.Exit(code)
+
+
+@app.command()
+def compile(
+    config: ConfigFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print command and environment; run nothing.")
+    ] = False,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a shell script for a machine without this package.", metavar="FILE"
+        ),
+    ] = None,
+    no_chip: Annotated[
+        bool,
+        typer.Option("--no-chip", help="Back end neuron: compile on a machine without a chip."),
+    ] = False,
+    fall_back: Annotated[
+        bool,
+        typer.Option(
+            "--fall-back", help="When the compiler fails, try again with fewer kernel flags."
+        ),
+    ] = False,
+    application: Annotated[
+        str | None, typer.Option("--application", help="One of the file's, not all.")
+    ] = None,
+    log: Annotated[
+        Path, typer.Option(help="What the compiler says.", metavar="FILE")
+    ] = Path("neuron-serve-compile.log"),
+    model_facts: ModelFacts = None,
+) -> None:
+    """Compile the models of a config file, once, for every replica that will serve them.
+
+    Example: [bold]neuron-serve compile --dry-run configs/qwen3-8b-trn2-precompiled.yaml[/bold]
+    """
+    document = _checked(config, model_facts)
+    from serve_app.cli import compiled
+
+    try:
+        for task in compiled.tasks(document, model_facts, application):
+            if dry_run:
+                typer.echo(compiled.describe(task, not no_chip))
+            elif script is not None:
+                compiled.write_script(task, not no_chip, script)
+            else:
+                compiled.compile_here(task, not no_chip, fall_back, log)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
 
 
 @app.command()

@@ -13,6 +13,7 @@ from serve_app.backends.effective import neuron_configuration
 from serve_app.config import AppArgs, ConfigError, Finding, Severity
 from serve_app.config.sources import is_directory, resolve
 from serve_app.neuron.model_facts import MissingFact, ModelFacts, known_models, model_facts
+from serve_app.preflight.artifact import check_artifact
 from serve_app.preflight.case import RULES, Case
 
 
@@ -26,6 +27,7 @@ def check_neuron(
         yield Finding("model-facts", Severity.ERROR, str(error), "", "model.source")
         model = None
     else:
+        yield from check_artifact(args, plan, model, environment)
         if model is None:
             message = f"nothing is known of {args.model.where}: the rules about the model rest"
             mend = "give its config.json with --model-facts FILE"
