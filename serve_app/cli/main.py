@@ -86,6 +86,7 @@ def check(
 
     Example: [bold]neuron-serve check configs/local-cpu.yaml[/bold]
     """
+    from serve_app.cli.view import memory_table
     from serve_app.preflight import check_document
 
     if format not in ("table", "json"):
@@ -113,7 +114,7 @@ def check(
             for key, value in plan.items():
                 typer.echo(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
         for name, rank in memory.items():
-            typer.echo(memory_line(name, rank))
+            typer.echo(memory_table(name, rank))
         _show(str(config), findings)
         typer.echo(f"{config}: {verdict}")
     raise typer.Exit(code)
@@ -252,15 +253,6 @@ def _memory(document: Document, model_facts: Path | None) -> dict[str, dict[str,
 
     estimates = {app.name: memory_of(app.args, model_facts) for _, app in document.applications()}
     return {name: {**vars(made), "total": made.total} for name, made in estimates.items() if made}
-
-
-def memory_line(name: str, rank: dict[str, Any]) -> str:
-    """One line: the sum for one core."""
-    gib = {key: f"{value / 2**30:.1f}" for key, value in rank.items() if isinstance(value, int)}
-    return (
-        f"{name}: per core {gib['weights']} weights + {gib['kv_cache']} KV cache + "
-        f"{gib['workspace']} workspace = {gib['total']} of {gib['available']} GiB"
-    )
 
 
 def _checked(config: Path, model_facts: Path | None) -> Document:

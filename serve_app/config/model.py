@@ -164,6 +164,12 @@ class Artifacts(Strict):
         "(NEURON_COMPILE_CACHE_URL); for `neuron` a local disk (VLLM_CACHE_ROOT). May hold "
         "${NAME}.",
     )
+    cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="The most, in GiB, that models fetched from a store take on this machine; what "
+        "was used longest ago goes first. Default: no limit.",
+    )
     on_mismatch: Literal["fail", "compile"] = Field(
         default="fail",
         description="When what is compiled does not fit this configuration: `fail` refuses to "
