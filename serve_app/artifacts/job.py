@@ -9,19 +9,25 @@ platform from it.
 `neuron`: a start of vLLM that ends when everything is compiled. With `chip=False` it runs on any
 machine (vllm-neuron docs/design/compilation/cpu_compilation.md).
 
-Source of the flags: neuronx-distributed-inference src/.../inference_demo.py (2.29).
+The flags are in `inference_demo.json`: keys of NeuronConfig with a switch or a value, those of
+on_device_sampling_config, and the two that are spelled otherwise. Source:
+neuronx-distributed-inference inference_demo.py (2.29).
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from serve_app.artifacts.recipe import RUNTIME, Recipe
 from serve_app.backends.effective import neuron_configuration
 from serve_app.backends.neuron import FROZEN
+from serve_app.backends.nxdi import VARIABLE
 from serve_app.backends.plan import EnginePlan
 from serve_app.config import AppArgs, ConfigError, Finding, Severity
 from serve_app.neuron import nxdi_config
@@ -38,35 +44,6 @@ MODEL_TYPES = (
 )
 """What `inference_demo --model-type` takes."""
 
-_SWITCHES = frozenset(
-    """apply_seq_ids_mask attn_block_tkg_nki_kernel_cache_update
-    attn_block_tkg_nki_kernel_cascaded_attention attn_block_tkg_nki_kernel_enabled
-    bucket_n_active_tokens disable_kv_cache_tiling disable_normalize_top_k_affinities
-    early_expert_affinity_modulation enable_bucketing enable_spill_reload_dge
-    flash_decoding_enabled fused_qkv fused_rmsnorm_skip_gamma fused_shared_experts
-    is_block_kv_layout is_continuous_batching is_prefix_caching k_cache_transposed
-    kv_cache_quant layer_boundary_markers mlp_kernel_enabled mlp_kernel_fuse_residual_add
-    output_logits qkv_cte_nki_kernel_fuse_rope qkv_kernel_enabled qkv_kernel_fuse_residual_add
-    qkv_kernel_nbsd_layout qkv_nki_kernel_enabled quantized quantized_mlp_kernel_enabled
-    rmsnorm_quantize_kernel_enabled save_sharded_checkpoint sequence_parallel_enabled
-    strided_context_parallel_kernel_enabled vocab_parallel""".split()
-)
-_VALUES = frozenset(
-    """activation_quantization_type attention_dp_degree attention_dtype batch_size capacity_factor
-    cast_type cc_pipeline_tiling_factor context_encoding_buckets cp_degree ctx_batch_size ep_degree
-    kv_cache_batch_size kv_cache_padding_size logical_nc_config max_batch_size max_context_length
-    mlp_cp_degree moe_ep_degree moe_tp_degree pa_block_size pa_num_blocks padding_side pp_degree
-    prefix_buckets quantization_dtype quantization_type quantized_checkpoints_path
-    quantize_clamp_bound router_act_fn router_dtype rpl_reduce_dtype scratchpad_page_size seq_len
-    tkg_batch_size token_generation_buckets torch_dtype tp_degree weight_gather_seq_len_threshold
-    windowed_context_encoding_size world_size""".split()
-)
-_SAMPLING_SWITCHES = ("do_sample", "dynamic", "top_k_kernel_enabled")
-_SAMPLING_VALUES = ("global_topk", "sampling_dp_degree", "temperature", "top_k", "top_p")
-_SPELLED = {
-    "is_block_kv_layout": "--enable-block-kv-layout",
-    "is_prefix_caching": "--enable-prefix-caching",
-}
 _ALWAYS = (
     "tp_degree",
     "batch_size",
@@ -153,7 +130,7 @@ def compile_job(
         raise _refusal("backend", "backend cpu compiles nothing", "choose nxdi or neuron")
     if plan.backend == "neuron":
         return _native(args, plan, recipe, model, chip)
-    directory = directory or args.artifacts.path
+    directory = directory or plan.env.get(VARIABLE)
     if not directory:
         mend = "set artifacts.path to the directory that the replicas read"
         raise _refusal("artifacts.path", "there is nowhere to put the compiled model", mend)
@@ -173,7 +150,7 @@ def _nxdi(
     off: tuple[str, ...],
 ) -> Job:
     assert plan.target is not None
-    env = {name: value for name, value in plan.env.items() if name != "NEURON_COMPILED_ARTIFACTS"}
+    env = {name: value for name, value in plan.env.items() if name != VARIABLE}
     # NxDI empties its work directory first; two compiles on a machine must not share one.
     env.setdefault("BASE_COMPILE_WORK_DIR", f"/tmp/neuron-serve-compile-{recipe.key}/")
     job = Job((), env, directory, plan.target.instance.family, "", off)
@@ -190,7 +167,7 @@ def _nxdi(
         why = f"inference_demo has no flag for {', '.join(silent)}"
     else:
         why = f"inference_demo does not know model type {kind or '(unknown)'}"
-    env["NEURON_COMPILED_ARTIFACTS"] = directory
+    env[VARIABLE] = directory
     command = _engine_command(plan, model, {"additional_config": _without(plan, off)})
     return replace(job, command=tuple(command), how=f"vLLM's plugin: {why}")
 
@@ -211,20 +188,27 @@ def flags_of(effective: Mapping[str, Any]) -> tuple[list[str], list[str]]:
             flags += _sampling(value)
         elif name == "attn_kernel_enabled":
             flags.append("--attn-kernel-enabled" if value else "--no-attn-kernel-enabled")
-        elif name in _SWITCHES:
+        elif name in _flags()["switches"]:
             flags += [_flag(name)] if value else []
-        elif name in _VALUES:
+        elif name in _flags()["values"]:
             flags += [_flag(name), *map(str, value if isinstance(value, list) else [value])]
         else:
             silent.append(name)
     return flags, silent
 
 
+@cache
+def _flags() -> Mapping[str, Any]:
+    text = files("serve_app.artifacts").joinpath("inference_demo.json").read_text()
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
 def _sampling(config: Mapping[str, Any]) -> list[str]:
     defaults = nxdi_config.keys("on_device_sampling_config")
     flags = ["--on-device-sampling"]
-    flags += [_flag(name) for name in _SAMPLING_SWITCHES if config.get(name)]
-    for name in _SAMPLING_VALUES:
+    flags += [_flag(name) for name in _flags()["sampling_switches"] if config.get(name)]
+    for name in _flags()["sampling_values"]:
         value = config.get(name)
         if value is not None and value != defaults[name].default:
             flags += [_flag(name), str(value)]
@@ -288,7 +272,8 @@ def _without(plan: EnginePlan, off: Iterable[str]) -> Any:
 
 
 def _flag(name: str) -> str:
-    return _SPELLED.get(name, "--" + name.replace("_", "-"))
+    spelled: str = _flags()["spelled"].get(name, "--" + name.replace("_", "-"))
+    return spelled
 
 
 def _quoted(value: str) -> str:

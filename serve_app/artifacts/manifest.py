@@ -145,7 +145,10 @@ def completeness(directory: Path) -> str | None:
 
 
 def verify(
-    directory: Path, manifest: Manifest, deep: bool = False, report: Callable[[int], None] = id
+    directory: Path,
+    manifest: Manifest,
+    deep: bool = False,
+    report: Callable[[int], None] | None = None,
 ) -> list[str]:
     """What is wrong with the files: missing, of another size, and if `deep` of other content.
 
@@ -165,13 +168,14 @@ def verify(
     return faults
 
 
-def digest(path: Path, report: Callable[[int], None] = id) -> str:
-    """SHA-256 of a file, hexadecimal."""
+def digest(path: Path, report: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, hexadecimal. `report` is told the bytes as they are read."""
     sha = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             sha.update(chunk)
-            report(len(chunk))
+            if report is not None:
+                report(len(chunk))
     return sha.hexdigest()
 
 
@@ -180,7 +184,7 @@ def seal(
     recipe: Recipe,
     dropped: Iterable[str] = (),
     unknown: Iterable[str] = (),
-    report: Callable[[int], None] = id,
+    report: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write the manifest of a compiled model. What NxDI recorded goes before what was wanted.
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,9 @@ _NATIVE_ARGUMENTS = (
 """vLLM arguments that the native plugin's graphs depend on (vllm-neuron, compile cache design)."""
 
 
+_PACKAGES = ("vllm", "vllm-neuron", "neuronx-distributed-inference", "neuronx-cc", "torch")
+
+
 @dataclass(frozen=True)
 class Model:
     """Which model, as far as it is known. Digests are SHA-256, hexadecimal."""
@@ -121,7 +125,7 @@ class Recipe:
 def recipe_of(
     args: AppArgs, plan: EnginePlan, facts: ModelFacts | None, directory: str | None = None
 ) -> Recipe:
-    """What this configuration wants compiled. `directory`: the model's files, when they are here."""
+    """What this configuration wants compiled. `directory`: the model's files, if they are here."""
     assert plan.target is not None
     effective = neuron_configuration(args, plan).effective
     if plan.backend == "nxdi":
@@ -171,3 +175,15 @@ def _weights(directory: Path) -> str | None:
     sizes = {file.name: file.stat().st_size for file in directory.glob("*.safetensors")}
     text = json.dumps(sizes, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest() if sizes else None
+
+
+def with_versions(recipe: Recipe) -> Recipe:
+    """The recipe with the versions of the packages that are installed here."""
+    return replace(recipe, versions={name: _installed(name) for name in _PACKAGES})
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -183,10 +183,9 @@ def _model(found: Manifest, wanted: Recipe) -> Iterator[Difference]:
         yield Difference("model.id", theirs.id, ours.id, _U, "it is another model", mend)
     if not found.weights_in_artifact:
         return
-    if ours.weights_sha256 and theirs.weights_sha256:
-        if ours.weights_sha256 != theirs.weights_sha256:
-            why = "the artifact holds the weights of another model"
-            yield _digest("weights", theirs.weights_sha256, ours.weights_sha256, why)
+    there, here = theirs.weights_sha256, ours.weights_sha256
+    if there and here and there != here:
+        yield _digest("weights", there, here, "the artifact holds the weights of another model")
     if theirs.revision != ours.revision and None not in (theirs.revision, ours.revision):
         mend = f"model.revision: {theirs.revision}"
         why = "the artifact holds the weights of another revision"

@@ -15,6 +15,9 @@ from serve_app.config import AppArgs
 OVERRIDE = "override_neuron_config"
 """Key of `additional_config` that the plugin reads; with hyphens it is ignored."""
 
+VARIABLE = "NEURON_COMPILED_ARTIFACTS"
+"""Where the plugin loads from, and compiles into when nothing is there."""
+
 _BATCHED_TOKENS = 131072
 """What the plugin overwrites max_num_batched_tokens with."""
 
@@ -47,7 +50,7 @@ class NxdiBackend:
                 reasons.append("block_size: the plugin makes it max_model_len")
         env = {"VLLM_NEURON_FRAMEWORK": "neuronx-distributed-inference"}
         if args.artifacts.path:
-            env["NEURON_COMPILED_ARTIFACTS"] = args.artifacts.path
+            env[VARIABLE] = args.artifacts.path
         if args.artifacts.compile_cache:
             env["NEURON_COMPILE_CACHE_URL"] = args.artifacts.compile_cache
         return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 import typer
+from rich.markup import escape
 
 from serve_app.artifacts import manifest as manifests
+from serve_app.artifacts.compile_log import Progress
+from serve_app.artifacts.draft import only_one
 from serve_app.artifacts.job import Job, compile_job
 from serve_app.artifacts.manifest import ArtifactError, Manifest
-from serve_app.artifacts.recipe import Model, Recipe, model_of, platform_of, recipe_of
+from serve_app.artifacts.recipe import (
+    Model,
+    Recipe,
+    model_of,
+    platform_of,
+    recipe_of,
+    with_versions,
+)
+from serve_app.artifacts.runner import CompileError, compile_into, run_job
+from serve_app.artifacts.store import StoreError, open_store
 from serve_app.artifacts.verdict import Verdict, judge
 from serve_app.backends import EnginePlan, make_plan
+from serve_app.backends.nxdi import VARIABLE
 from serve_app.config import AppArgs, Document
 from serve_app.config.environment import expand
 from serve_app.config.sources import is_directory
+from serve_app.engine.errors import StartupError
 from serve_app.neuron.instances import instances
 from serve_app.preflight.artifact import model_directory
 from serve_app.preflight.neuron import find_model
+
 
 @dataclass(frozen=True)
 class Task:
@@ -32,10 +49,29 @@ class Task:
     plan: EnginePlan
     recipe: Recipe
 
-    def job(self, model: str, chip: bool = True, directory: str | None = None) -> Job:
+    def job(
+        self,
+        model: str,
+        chip: bool = True,
+        directory: str | None = None,
+        without: tuple[str, ...] = (),
+    ) -> Job:
+        """The compile, into `directory` and without some kernel flags."""
         return compile_job(
-            self.args, self.plan, self.recipe, model, chip=chip, directory=directory
+            self.args,
+            self.plan,
+            self.recipe,
+            model,
+            chip=chip,
+            directory=directory,
+            without=without,
         )
+
+    def seal(self, draft: Path, model: str, dropped: tuple[str, ...]) -> Manifest:
+        """Write the manifest, with all that is known here."""
+        named = model_of(self.args.model.id, self.args.model.revision, model)
+        recipe = with_versions(replace(self.recipe, model=named))
+        return manifests.seal(draft, recipe, dropped)
 
 
 def tasks(document: Document, facts: Path | None, application: str | None = None) -> list[Task]:
@@ -213,21 +249,110 @@ def _manifest(directory: Path) -> Manifest:
     return found
 
 
-def target_directory(task: Task) -> Path:
-    """Where the compiled model goes.
+def compile_here(task: Task, chip: bool, fall_back: bool, log: Path) -> None:
+    """Compile, with progress, unless an equal artifact is there or in the store.
 
     Raises:
-        ConfigError: a variable in the path is unset.
+        ValueError: one line with what is in the way.
+        CompileError: the compiler failed; names the log.
     """
-    return Path(expand(task.args.artifacts.path or "", os.environ, "artifacts.path"))
+    from serve_app.engine.phases import Phases
+    from serve_app.engine.weights import fetch
+
+    if task.plan.backend == "neuron":
+        model = fetch(task.args.model.where, task.args.model.revision, "model.source", Phases())
+        with progress(task.name) as report:
+            run_job(task.job(model, chip), log, report)
+        typer.echo(f"{task.name}: the compile cache is filled")
+        return
+    url = task.args.artifacts.store
+    store = open_store(expand(url, os.environ, "artifacts.store")) if url else None
+    with ExitStack() as held:
+        held.enter_context(only_one(_place(task)))
+        target = _target(task)
+        if target is None:
+            return
+        if store is not None and not held.enter_context(store.claim(task.recipe.key)):
+            typer.echo(f"{task.name}: {store.name} has {task.recipe.key}: nothing to do")
+            return
+        model = fetch(task.args.model.where, task.args.model.revision, "model.source", Phases())
+        dropped = compile_into(
+            lambda draft, off: task.job(model, chip, draft, off),
+            target,
+            lambda draft, off: task.seal(draft, model, off),
+            log,
+            held.enter_context(progress(task.name)),
+            fall_back,
+        )
+        if dropped:
+            typer.echo(f"{task.name}: compiled without {', '.join(dropped)}", err=True)
+        typer.echo(f"{task.name}: compiled into {target}, key {task.recipe.key}")
+        if store is not None:
+            store.publish(task.recipe.key, target)
+            typer.echo(f"{task.name}: published to {store.name}")
 
 
-def drafted(task: Task, model: str, draft: str, dropped: tuple[str, ...]) -> Job:
-    """The job that compiles into `draft`."""
-    job = compile_job(
-        task.args, task.plan, task.recipe, model, directory=draft, without=dropped
-    )
-    return replace(job, directory=draft)
+def _target(task: Task) -> Path | None:
+    """Where to compile to; None when what is there serves.
+
+    Raises:
+        ValueError: what is there does not fit, and is not to be replaced.
+    """
+    target = _place(task)
+    judged = judge(target, task.recipe)
+    if judged is not None and judged.verdict is not Verdict.USABLE:
+        if task.args.artifacts.on_mismatch == "fail":
+            raise ValueError(f"{target}: {judged}")
+        target = target.with_name(f"{target.name}-{task.recipe.key}")
+        judged = judge(target, task.recipe)
+    if judged is not None:
+        typer.echo(f"{task.name}: {target} serves it: nothing to do")
+        return None
+    return target
+
+
+def _place(task: Task) -> Path:
+    path = task.plan.env.get(VARIABLE)
+    if path is None:
+        raise ValueError("there is nowhere to put the compiled model -> set artifacts.path")
+    return Path(expand(path, os.environ, "artifacts.path"))
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[Progress], None]]:
+    """A line that follows the compile: sub-model, bucket of how many, elapsed, last word."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:  # a pod's log: a line per change, not per second
+        said = [""]
+
+        def line(step: Progress) -> None:
+            text = describe_progress(step)
+            if text != said[0]:
+                said[0] = text
+                console.print(f"{name}: {step.elapsed:.0f} s {text}", highlight=False)
+
+        yield line
+        return
+    with console.status(f"{name}: compiling") as status:
+
+        def show_progress(step: Progress) -> None:
+            text = f"{name}: {step.elapsed:.0f} s {describe_progress(step)}"
+            status.update(f"{text}  [dim]{escape(step.line[-console.width // 2 :])}[/dim]")
+
+        yield show_progress
+
+
+def describe_progress(step: Progress) -> str:
+    """`token_generation_model, bucket 2 of 5; 3 of 10 compiled`."""
+    if not step.submodel:
+        return step.line if step.line.startswith("the compiler refused") else "starts"
+    bucket = f", bucket {step.bucket} of {step.buckets}" if step.buckets else ""
+    return f"{step.submodel}{bucket}; {step.done} of {step.total} compiled"
+
+
+FAILURES = (ValueError, OSError, CompileError, StoreError, StartupError)
 
 
 def _fail(message: str) -> NoReturn:

@@ -10,7 +10,7 @@ import json
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -145,9 +145,9 @@ def compile(
     application: Annotated[
         str | None, typer.Option("--application", help="One of the file's, not all.")
     ] = None,
-    log: Annotated[
-        Path, typer.Option(help="What the compiler says.", metavar="FILE")
-    ] = Path("neuron-serve-compile.log"),
+    log: Annotated[Path, typer.Option(help="What the compiler says.", metavar="FILE")] = Path(
+        "neuron-serve-compile.log"
+    ),
     model_facts: ModelFacts = None,
 ) -> None:
     """Compile the models of a config file, once, for every replica that will serve them.
@@ -165,7 +165,9 @@ def compile(
                 compiled.write_script(task, not no_chip, script)
             else:
                 compiled.compile_here(task, not no_chip, fall_back, log)
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except compiled.FAILURES as error:
         _fail(str(error))
 
 

@@ -15,7 +15,9 @@ from serve_app.config.vllm_arguments import OWNED, every_argument
 class Strict(BaseModel):
     """Unknown keys are errors, values are never coerced, instances never change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Model(Strict):

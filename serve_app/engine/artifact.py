@@ -7,32 +7,28 @@ gets its name when the engine runs: a replica that dies on the way leaves nothin
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import MutableMapping
 from contextlib import ExitStack
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from serve_app.artifacts import manifest as manifests
-from serve_app.artifacts.draft import draft_of, reveal, set_aside
+from serve_app.artifacts.draft import draft_of, only_one, reveal, set_aside
 from serve_app.artifacts.manifest import ArtifactError
-from serve_app.artifacts.recipe import Recipe, recipe_of
+from serve_app.artifacts.recipe import Recipe, recipe_of, with_versions
 from serve_app.artifacts.store import StoreError, open_store
 from serve_app.artifacts.verdict import Verdict, judge
 from serve_app.backends import EnginePlan
+from serve_app.backends.nxdi import VARIABLE
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
 from serve_app.engine.errors import StartupError
 from serve_app.engine.phases import Phases, logger
 from serve_app.preflight.neuron import find_model
 
-VARIABLE = "NEURON_COMPILED_ARTIFACTS"
 COMPILE = "compile"
 ARTIFACT = "artifact"
 _CACHE = "~/.cache/neuron-serve/artifacts"
-_PACKAGES = ("vllm", "vllm-neuron", "neuronx-distributed-inference", "neuronx-cc", "torch")
 
 
 class CompiledModel:
@@ -40,6 +36,7 @@ class CompiledModel:
 
     def __init__(self, args: AppArgs, plan: EnginePlan, model: str, phases: Phases) -> None:
         self._args = args.artifacts
+        self._path = plan.env.get(VARIABLE)
         self._phases = phases
         self._recipe = with_versions(recipe_of(args, plan, find_model(args, os.environ), model))
         self._held = ExitStack()
@@ -63,7 +60,7 @@ class CompiledModel:
             environment[VARIABLE] = str(found)
 
     def _found(self) -> Path | None:
-        path = self._args.path
+        path = self._path
         if path is None and self._store is None:
             return None  # the plugin compiles at each start
         if path is not None:
@@ -122,11 +119,8 @@ class CompiledModel:
         """A draft to compile into, with the lock that makes the others wait; or what they made."""
         if self._target is None:
             self._target = Path(_CACHE).expanduser() / self._recipe.key
-        self._target.parent.mkdir(parents=True, exist_ok=True)
-        # Replicas of one node wait here: the kernel ends this lock with the process.
-        lock = self._held.enter_context((self._target.parent / f".{self._target.name}.lock").open("a"))
-        self._phases.report(COMPILE, "waits while another replica of this node compiles the same")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        self._phases.report(COMPILE, "waits while another one on this node compiles the same")
+        self._held.enter_context(only_one(self._target))
         if self._store is not None:
             self._held.enter_context(self._store.claim(self._recipe.key))
         if ready := self._usable() or self._fetched():
@@ -135,6 +129,7 @@ class CompiledModel:
         self._phases.report(COMPILE, f"into {self._target}; 10 to 60 minutes")
         set_aside(self._target)
         self._draft = draft_of(self._target)
+        self._draft.mkdir()
         return self._draft
 
     def keep(self) -> None:
@@ -162,15 +157,3 @@ def fits(directory: Path, recipe: Recipe) -> bool:
     """Whether a directory holds just what is wanted."""
     judged = judge(directory, recipe)
     return judged is not None and judged.verdict is Verdict.USABLE
-
-
-def with_versions(recipe: Recipe) -> Recipe:
-    """The recipe with the versions of the packages that are installed here."""
-    return replace(recipe, versions={name: _installed(name) for name in _PACKAGES})
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -9,6 +9,7 @@ from serve_app.artifacts.manifest import ArtifactError
 from serve_app.artifacts.recipe import recipe_of
 from serve_app.artifacts.verdict import Verdict, judge
 from serve_app.backends import EnginePlan
+from serve_app.backends.nxdi import VARIABLE
 from serve_app.config import AppArgs, Finding, Severity
 from serve_app.config.environment import expand, references
 from serve_app.config.sources import is_directory, resolve
@@ -30,7 +31,7 @@ def check_artifact(
         message = "the native plugin's remote cache is a directory"
         mend = "mount it (NFS, FSx for Lustre over S3) and name the mount"
         yield Finding(_RULE, Severity.ERROR, message, mend, "artifacts.store")
-    path = args.artifacts.path
+    path = plan.env.get(VARIABLE)
     if plan.backend != "nxdi" or not path:
         return
     if any(not environment.get(name) for name in references(path)):

@@ -18,8 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from serve_app.artifacts.store import cache
-from serve_app.artifacts.store import Store, StoreError, open_store
+from serve_app.artifacts.store import Store, StoreError, cache, open_store
 
 KEY = "0a1b2c3d4e5f"
 MANIFEST = "neuron-serve.json"

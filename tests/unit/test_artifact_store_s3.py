@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.artifacts.store import cache, objects
-from serve_app.artifacts.store import Store, StoreError, open_store
+from serve_app.artifacts.store import Store, StoreError, cache, objects, open_store
 from tests.unit import artifact_cases as cases
 from tests.unit.artifact_cases import FILES, KEY, MANIFEST, TOTAL, make
 from tests.unit.conftest import S3_ENVIRONMENT

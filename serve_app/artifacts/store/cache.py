@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
+from serve_app.artifacts.store.content import CHUNK, MANIFEST, Manifest, read, wrong_size
 from serve_app.artifacts.store.directory import sync_directory, sync_tree
 from serve_app.artifacts.store.errors import StoreError, explained
-from serve_app.artifacts.store.content import CHUNK, MANIFEST, Manifest, read, wrong_size
 from serve_app.artifacts.store.shelf import Shelf
 from serve_app.artifacts.store.transfer import Report, Transfer
 

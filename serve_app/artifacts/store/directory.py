@@ -11,8 +11,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from serve_app.artifacts.store.errors import StoreError, explained
 from serve_app.artifacts.store.content import MANIFEST, Manifest, read, verified, wrong_size
+from serve_app.artifacts.store.errors import StoreError, explained
 from serve_app.artifacts.store.shelf import attempt_name, is_leftover
 from serve_app.artifacts.store.transfer import Transfer
 

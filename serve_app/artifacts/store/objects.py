@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from serve_app.artifacts.store.errors import StoreError, explain, explained, s3_code
 from serve_app.artifacts.store.content import MANIFEST, Manifest, parse, verified
+from serve_app.artifacts.store.errors import StoreError, explain, explained, s3_code
 from serve_app.artifacts.store.shelf import attempt_name, is_attempt, is_leftover
 from serve_app.artifacts.store.transfer import Transfer
 
