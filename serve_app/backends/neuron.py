@@ -17,6 +17,12 @@ CONFIG = "neuron_config"
 _BATCHED_TOKENS = 2048
 """vLLM's default behind the API server when chunked prefill is on."""
 _BLOCK_SIZE = 32
+FROZEN = {
+    "NEURON_LIBTORCH_DISABLE_GRAPH_CAPTURE_BACKEND": "1",
+    "VLLM_NEURON_DISABLE_WARMUP_COMPILE": "1",
+}
+"""Serve from the cache or refuse (vllm-neuron docs/design/compilation/cpu_compilation.md,
+Preventing Compilation on Production Instances)."""
 _MEMORY = 0.92
 """vLLM 0.24's gpu_memory_utilization (config/cache.py)."""
 
@@ -40,6 +46,13 @@ class NeuronBackend:
         why = "the plugin takes mp or uni"
         fill(engine, "distributed_executor_backend", executor, why, reasons)
         env = {}
-        if args.compile.cache:
-            env["VLLM_CACHE_ROOT"] = args.compile.cache
+        if args.artifacts.compile_cache:
+            env["VLLM_CACHE_ROOT"] = args.artifacts.compile_cache
+        if args.artifacts.store:
+            renamed = target.stack.vllm != "0.21"
+            prefix = "NEURON_LIBTORCH" if renamed else "VLLM_NEURON"
+            env[f"{prefix}_REMOTE_CACHE"] = args.artifacts.store
+        if args.artifacts.frozen:
+            env |= FROZEN
+            reasons.append("frozen: a graph that is not in the cache is an error, not a compile")
         return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

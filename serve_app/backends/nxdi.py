@@ -15,6 +15,9 @@ from serve_app.config import AppArgs
 OVERRIDE = "override_neuron_config"
 """Key of `additional_config` that the plugin reads; with hyphens it is ignored."""
 
+VARIABLE = "NEURON_COMPILED_ARTIFACTS"
+"""Where the plugin loads from, and compiles into when nothing is there."""
+
 _BATCHED_TOKENS = 131072
 """What the plugin overwrites max_num_batched_tokens with."""
 
@@ -46,8 +49,8 @@ class NxdiBackend:
                 # vLLM's own parser takes 1 to 256 only, so it cannot be written out.
                 reasons.append("block_size: the plugin makes it max_model_len")
         env = {"VLLM_NEURON_FRAMEWORK": "neuronx-distributed-inference"}
-        if args.compile.artifact:
-            env["NEURON_COMPILED_ARTIFACTS"] = args.compile.artifact
-        if args.compile.cache:
-            env["NEURON_COMPILE_CACHE_URL"] = args.compile.cache
+        if args.artifacts.path:
+            env[VARIABLE] = args.artifacts.path
+        if args.artifacts.compile_cache:
+            env["NEURON_COMPILE_CACHE_URL"] = args.artifacts.compile_cache
         return neuron_plan(self.name, args, target, engine, env, seqs, reasons)

@@ -10,10 +10,11 @@ import json
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from serve_app.cli.artifact import artifact
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
 app = typer.Typer(
@@ -24,6 +25,8 @@ app = typer.Typer(
     help="Serve LLMs with vLLM and Ray Serve, on AWS Neuron or on a plain CPU.",
     epilog="Exit codes: 0 done, 1 refused or failed, 2 does not parse, 130 Ctrl-C.",
 )
+
+app.add_typer(artifact, name="artifact")
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[
@@ -83,6 +86,7 @@ def check(
 
     Example: [bold]neuron-serve check configs/local-cpu.yaml[/bold]
     """
+    from serve_app.cli.view import memory_table
     from serve_app.preflight import check_document
 
     if format not in ("table", "json"):
@@ -110,10 +114,61 @@ def check(
             for key, value in plan.items():
                 typer.echo(f"  {key}: {value if isinstance(value, str) else json.dumps(value)}")
         for name, rank in memory.items():
-            typer.echo(memory_line(name, rank))
+            typer.echo(memory_table(name, rank))
         _show(str(config), findings)
         typer.echo(f"{config}: {verdict}")
     raise typer.Exit(code)
+
+
+@app.command()
+def compile(
+    config: ConfigFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print command and environment; run nothing.")
+    ] = False,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a shell script for a machine without this package.", metavar="FILE"
+        ),
+    ] = None,
+    no_chip: Annotated[
+        bool,
+        typer.Option("--no-chip", help="Back end neuron: compile on a machine without a chip."),
+    ] = False,
+    fall_back: Annotated[
+        bool,
+        typer.Option(
+            "--fall-back", help="When the compiler fails, try again with fewer kernel flags."
+        ),
+    ] = False,
+    application: Annotated[
+        str | None, typer.Option("--application", help="One of the file's, not all.")
+    ] = None,
+    log: Annotated[Path, typer.Option(help="What the compiler says.", metavar="FILE")] = Path(
+        "neuron-serve-compile.log"
+    ),
+    model_facts: ModelFacts = None,
+) -> None:
+    """Compile the models of a config file, once, for every replica that will serve them.
+
+    Example: [bold]neuron-serve compile --dry-run configs/qwen3-8b-trn2-precompiled.yaml[/bold]
+    """
+    document = _checked(config, model_facts)
+    from serve_app.cli import compiled
+
+    try:
+        for task in compiled.tasks(document, model_facts, application):
+            if dry_run:
+                typer.echo(compiled.describe(task, not no_chip))
+            elif script is not None:
+                compiled.write_script(task, not no_chip, script)
+            else:
+                compiled.compile_here(task, not no_chip, fall_back, log)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    except compiled.FAILURES as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -200,15 +255,6 @@ def _memory(document: Document, model_facts: Path | None) -> dict[str, dict[str,
 
     estimates = {app.name: memory_of(app.args, model_facts) for _, app in document.applications()}
     return {name: {**vars(made), "total": made.total} for name, made in estimates.items() if made}
-
-
-def memory_line(name: str, rank: dict[str, Any]) -> str:
-    """One line: the sum for one core."""
-    gib = {key: f"{value / 2**30:.1f}" for key, value in rank.items() if isinstance(value, int)}
-    return (
-        f"{name}: per core {gib['weights']} weights + {gib['kv_cache']} KV cache + "
-        f"{gib['workspace']} workspace = {gib['total']} of {gib['available']} GiB"
-    )
 
 
 def _checked(config: Path, model_facts: Path | None) -> Document:

@@ -15,7 +15,9 @@ from serve_app.config.vllm_arguments import OWNED, every_argument
 class Strict(BaseModel):
     """Unknown keys are errors, values are never coerced, instances never change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 class Model(Strict):
@@ -143,20 +145,43 @@ class Stack(Strict):
     )
 
 
-class Compile(Strict):
-    """Where compiled graphs are kept, so that the next start does not compile."""
+class Artifacts(Strict):
+    """Compiled graphs: where they are kept, and what happens when they do not fit."""
 
-    artifact: str | None = Field(
+    path: str | None = Field(
         default=None,
         description="`nxdi`: directory of the compiled model (NEURON_COMPILED_ARTIFACTS). Loaded "
-        "when it is there, else compiled into it. Without it every start compiles. May hold "
+        "when it is there and fits, else compiled into it. Without it, and without a store, every "
+        "start compiles. May hold ${NAME}.",
+    )
+    store: str | None = Field(
+        default=None,
+        description="`nxdi`: where machines share compiled models, under a key of their shapes: a "
+        "mounted directory or s3://bucket/prefix. A replica fetches from it into `path`. May hold "
         "${NAME}.",
     )
-    cache: str | None = Field(
+    compile_cache: str | None = Field(
         default=None,
         description="Compile cache: a directory, for `nxdi` also s3://bucket/prefix "
         "(NEURON_COMPILE_CACHE_URL); for `neuron` a local disk (VLLM_CACHE_ROOT). May hold "
         "${NAME}.",
+    )
+    cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="The most, in GiB, that models fetched from a store take on this machine; what "
+        "was used longest ago goes first. Default: no limit.",
+    )
+    on_mismatch: Literal["fail", "compile"] = Field(
+        default="fail",
+        description="When what is compiled does not fit this configuration: `fail` refuses to "
+        "start and names the fields; `compile` compiles anew beside it. Default fail: the "
+        "plugin would load it without a look.",
+    )
+    frozen: bool = Field(
+        default=False,
+        description="A replica never compiles: it refuses to start when nothing is compiled "
+        "(`nxdi`), or serves from the cache alone (`neuron`). For production.",
     )
 
 
@@ -208,7 +233,7 @@ class AppArgs(Strict):
         "Needed for `nxdi` and `neuron`.",
     )
     stack: Stack = Field(default=Stack(), description="Pins of the Neuron software.")
-    compile: Compile = Field(default=Compile(), description="Where compiled graphs are kept.")
+    artifacts: Artifacts = Field(default=Artifacts(), description="Compiled graphs.")
     model: Model = Field(description="Which weights, and the name that clients use.")
     engine: dict[str, Any] = Field(
         default_factory=dict,

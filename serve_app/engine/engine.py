@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
+from serve_app.engine.artifact import CompiledModel
 from serve_app.engine.child import PARENT_VARIABLE, console_logging, logging_config
 from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
@@ -118,8 +119,6 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     """
     for name, value in plan.env.items():
         os.environ[name] = expand(value, os.environ, f"env.{name}")
-    if plan.target is not None:
-        claim_cores(plan.backend, plan.target.cores, os.environ)
     # The whole start runs outside the event loop and under no time limit.
     model = await asyncio.to_thread(
         fetch, args.model.where, args.model.revision, "model.source", phases
@@ -129,6 +128,26 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
         tokenizer = await asyncio.to_thread(
             fetch, args.model.tokenizer, None, "model.tokenizer", phases
         )
+    compiled = None
+    if plan.backend == "nxdi":
+        compiled = CompiledModel(args, plan, model, phases)
+        await asyncio.to_thread(compiled.prepare, os.environ)
+    try:
+        if plan.target is not None:
+            claim_cores(plan.backend, plan.target.cores, os.environ)
+        engine = await _start_vllm(args, plan, model, tokenizer, phases)
+        if compiled is not None:
+            await asyncio.to_thread(compiled.keep)
+    finally:
+        if compiled is not None:
+            compiled.close()
+    phases.report(READY)
+    return engine
+
+
+async def _start_vllm(
+    args: AppArgs, plan: EnginePlan, model: str, tokenizer: str | None, phases: Phases
+) -> Engine:
     phases.report(ENGINE, f"vLLM on {plan.backend}")
     command = plan.command(model, args.model.id, tokenizer)
     logger.info("engine: %s", shlex.join(command))
@@ -136,9 +155,7 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
     from serve_app.engine import adapter
 
-    engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
-    phases.report(READY)
-    return engine
+    return Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
 
 
 def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:

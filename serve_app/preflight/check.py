@@ -68,8 +68,8 @@ def _environment(args: AppArgs, environment: Mapping[str, str]) -> Iterator[Find
     values |= {
         "model.source": args.model.where,
         "model.tokenizer": args.model.tokenizer or "",
-        "compile.artifact": args.compile.artifact or "",
-        "compile.cache": args.compile.cache or "",
+        "artifacts.path": args.artifacts.path or "",
+        "artifacts.compile_cache": args.artifacts.compile_cache or "",
     }
     for path, value in values.items():
         for name in references(value):

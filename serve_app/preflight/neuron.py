@@ -9,12 +9,11 @@ from typing import Any
 
 import serve_app.preflight.rules  # noqa: F401  (registers the rules)
 from serve_app.backends import EnginePlan
-from serve_app.backends.neuron import CONFIG
-from serve_app.backends.nxdi import OVERRIDE
+from serve_app.backends.effective import neuron_configuration
 from serve_app.config import AppArgs, ConfigError, Finding, Severity
 from serve_app.config.sources import is_directory, resolve
-from serve_app.neuron import native_config, nxdi_config
 from serve_app.neuron.model_facts import MissingFact, ModelFacts, known_models, model_facts
+from serve_app.preflight.artifact import check_artifact
 from serve_app.preflight.case import RULES, Case
 
 
@@ -28,6 +27,7 @@ def check_neuron(
         yield Finding("model-facts", Severity.ERROR, str(error), "", "model.source")
         model = None
     else:
+        yield from check_artifact(args, plan, model, environment)
         if model is None:
             message = f"nothing is known of {args.model.where}: the rules about the model rest"
             mend = "give its config.json with --model-facts FILE"
@@ -44,19 +44,8 @@ def check_neuron(
 def case_of(args: AppArgs, plan: EnginePlan, model: ModelFacts | None) -> Case:
     """What the rules look at."""
     assert plan.target is not None
-    key, config = {"nxdi": (OVERRIDE, nxdi_config), "neuron": (CONFIG, native_config)}[plan.backend]
-    extra = args.engine.get("additional_config")
-    given = extra.get(key) if isinstance(extra, dict) else None
-    given = given if isinstance(given, dict) else {}
-    tp = plan.engine_args.get("tensor_parallel_size")
-    effective = config.effective(
-        plan.engine_args,
-        given,
-        tp if isinstance(tp, int) else 1,
-        plan.target.instance.generation,
-    )
-    path = f"engine.additional_config.{key}"
-    return Case(args, plan, plan.target, model, given, effective, path)
+    neuron = neuron_configuration(args, plan)
+    return Case(args, plan, plan.target, model, neuron.given, neuron.effective, neuron.path)
 
 
 def find_model(

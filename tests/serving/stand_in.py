@@ -1,9 +1,11 @@
 """Real Ray, real Serve, Ray's real choice of cores; a stand-in for the engine, as there is no chip.
 
-    python stand_in.py CONFIG CORES REPLICAS
+    python stand_in.py CONFIG CORES REPLICAS [FREE ...]
 
-Deploys REPLICAS of the config's deployment options on a cluster of CORES `neuron_cores`, and
-prints one JSON object: the environment of each replica that came up, and Serve's message.
+Deploys REPLICAS of the config's deployment options on a cluster of CORES `neuron_cores` ("detect":
+those that Ray finds by itself), and prints one JSON object: the environment of each replica that
+came up, and Serve's message. FREE: the cores that are left free when it deploys; others hold the
+rest, as after some churn.
 """
 
 from __future__ import annotations
@@ -37,8 +39,28 @@ class StandIn:
         return self.environment
 
 
+@ray.remote(num_cpus=0, resources={"neuron_cores": 1})
+class Holder:
+    """Holds one core."""
+
+    def core(self) -> int:
+        return int(os.environ["NEURON_RT_VISIBLE_CORES"])
+
+
+def hold(cores: int, free: list[int]) -> list[ray.actor.ActorHandle]:
+    """Take every core, then let those in `free` go."""
+    holders = {ray.get(h.core.remote()): h for h in [Holder.remote() for _ in range(cores)]}
+    for core in free:
+        ray.kill(holders.pop(core))
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("neuron_cores", 0) < len(free):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return list(holders.values())
+
+
 def main() -> None:
-    config, cores, replicas = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    config, given, replicas = sys.argv[1], sys.argv[2], int(sys.argv[3])
     ((_, app),) = load(config).applications()
     plan = make_plan(app.args)
     assert plan.target is not None
@@ -47,10 +69,14 @@ def main() -> None:
     options["ray_actor_options"]["num_cpus"] = 0
     ray.init(
         address="local",
-        resources={"neuron_cores": cores},
+        resources=None if given == "detect" else {"neuron_cores": int(given)},
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    cores = int(ray.cluster_resources().get("neuron_cores", 0))
+    free = list(map(int, sys.argv[4:]))
+    holders = hold(cores, free) if free else []
+    cores = len(free) or cores
     deployment = serve.deployment(StandIn).options(**options)
     handle = serve._run(
         deployment.bind(plan.backend, plan.target.cores), name="app", _blocking=False
@@ -63,6 +89,9 @@ def main() -> None:
         running = status.replica_states.get("RUNNING", 0)
         if running == fits and (fits == replicas or "neuron_cores" in status.message):
             break
+        if "side by side" in status.message:
+            fits = 0
+            break
         time.sleep(0.5)
     seen = set()
 
@@ -73,11 +102,10 @@ def main() -> None:
 
     asyncio.run(ask())
     assert status is not None
-    print(
-        json.dumps(
-            {"environments": [json.loads(e) for e in sorted(seen)], "message": status.message}
-        )
-    )
+    environments = [json.loads(environment) for environment in sorted(seen)]
+    answer = {"cores": cores, "environments": environments, "message": status.message}
+    print(json.dumps(answer))
+    del holders
     serve.shutdown()
     ray.shutdown()
 

@@ -14,15 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def deploy(config: str, cores: int, replicas: int) -> dict[str, Any]:
+def deploy(
+    config: str, cores: int | str, replicas: int, *free: int, before: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    words = [f"configs/{config}", *map(str, (cores, replicas, *free))]
     done = subprocess.run(
-        [
-            sys.executable,
-            "tests/serving/stand_in.py",
-            f"configs/{config}",
-            str(cores),
-            str(replicas),
-        ],
+        [*before, sys.executable, "tests/serving/stand_in.py", *words],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -57,3 +54,28 @@ def test_a_replica_too_many_waits_and_says_for_what() -> None:
     answer = deploy("llama3-8b-inf2-48xlarge.yaml", 16, 3)
     assert sorted(e["NEURON_RT_VISIBLE_CORES"] for e in answer["environments"]) == ["0-7", "8-15"]
     assert "neuron_cores" in answer["message"]
+
+
+def test_cores_that_do_not_lie_side_by_side_are_refused() -> None:
+    """After churn Ray hands out what is free; a replica on cores 0 and 3 must not start."""
+    answer = deploy("llama3-8b-inf2.yaml", 6, 1, 0, 3)
+    assert answer["environments"] == []
+    assert "NeuronCores 0,3, which do not lie side by side" in answer["message"]
+    answer = deploy("llama3-8b-inf2.yaml", 6, 1, 2, 3)
+    assert answer["environments"] == [{"NEURON_RT_VISIBLE_CORES": "2-3"}]
+
+
+def test_ray_finds_the_cores_by_neuron_ls() -> None:
+    """Ray looks in AWS's tools folder alone: in a mount namespace of its own, a fake stands there.
+
+    The fake tells of the 12 devices of an inf2.48xlarge.
+    """
+    if any(place.startswith("/opt/") for place in (str(ROOT), sys.base_prefix, sys.prefix)):
+        pytest.skip("what the fake hides, /opt, holds this Python or this clone")
+    stage = ("unshare", "--mount", "--", "bash", str(ROOT / "tests/serving/with_fake_neuron_ls.sh"))
+    if subprocess.run([*stage, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not make a mount namespace")
+    answer = deploy("llama3-8b-inf2-48xlarge.yaml", "detect", 3, before=stage)
+    assert answer["cores"] == 24
+    ranges = sorted(e["NEURON_RT_VISIBLE_CORES"] for e in answer["environments"])
+    assert ranges == ["0-7", "16-23", "8-15"]

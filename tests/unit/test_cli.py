@@ -84,5 +84,7 @@ def test_readme_names_every_command_and_setting() -> None:
         assert command.callback is not None
         name = command.name or command.callback.__name__
         assert f"neuron-serve {name}" in text, name
+    for group in app.registered_groups:
+        assert f"neuron-serve {group.name}" in text, group.name
     for field in AppArgs.model_fields:
         assert f"`{field}`" in text or f"{field}:" in text, field

@@ -51,7 +51,9 @@ def test_inf2_gets_the_last_sdk_that_serves_it() -> None:
 
 def test_what_the_plugin_enforces_is_written_out() -> None:
     engine = {"tensor_parallel_size": 8, "max_num_seqs": 4, "enable_prefix_caching": False}
-    made = plan(instance="trn2.48xlarge", engine=engine, compile={"artifact": "/a", "cache": "/c"})
+    made = plan(
+        instance="trn2.48xlarge", engine=engine, artifacts={"path": "/a", "compile_cache": "/c"}
+    )
     assert made.engine_args == {
         **engine,
         "enable_chunked_prefill": False,

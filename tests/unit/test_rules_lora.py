@@ -23,7 +23,7 @@ TRIP: list[tuple[str, dict[str, Any], list[Severity]]] = [
     ("lora-override", lora(None), [E]),
     ("lora-override", lora(None, additional_config={"max_prompt_length": 1024}), [E]),
     ("lora-modules", lora({}), [E]),
-    ("lora-modules", {**lora({}), "compile": {"artifact": "/a"}}, [W]),
+    ("lora-modules", {**lora({}), "artifacts": {"path": "/a"}}, [W]),
     ("lora-count", lora(max_loras=4, max_cpu_loras=2), [E]),
     ("lora-count", lora(max_loras=0), [E]),
     ("lora-model", {**lora(), "model": "Qwen/Qwen3-30B-A3B"}, [E]),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,34 +95,11 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
     ("prefix-bucket-blocks", on({"token_generation_buckets": [1024, 4096]})),
     ("prefix-image", {"facts": LLAMA4}),
     ("prefix-image", on()),
-    ("prefix-artifact", {"env": {"NEURON_COMPILED_ARTIFACTS": "/there/is/none"}}),
-    ("prefix-artifact", {"env": {"NEURON_COMPILED_ARTIFACTS": "${WHERE}"}}),
     ("chunked-prefill-config", {"neuron": {"chunked_prefill_config": {}}}),
     ("chunked-prefill-config", {**on(CHUNKED), "sdk": "2.27", "env": SWITCH}),
     ("chunked-prefill-scheduler", {"env": {"DISABLE_NEURON_CUSTOM_SCHEDULER": "0"}}),
     ("chunked-prefill", {"engine": {"enable_chunked_prefill": False}}),
 ]
-
-
-@pytest.mark.parametrize(
-    ("layout", "cached", "severities"),
-    [(False, True, [E]), (True, False, [E]), (True, True, []), (None, True, [])],
-)
-def test_artifact(
-    tmp_path: Path, layout: bool | None, cached: bool, severities: list[Severity]
-) -> None:
-    inner = {} if layout is None else {"is_prefix_caching": layout}
-    (tmp_path / "neuron_config.json").write_text(json.dumps({"neuron_config": inner}))
-    engine = ON if cached else {}
-    assert (
-        found("prefix-artifact", engine=engine, compile={"artifact": str(tmp_path)}) == severities
-    )
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"neuron_config": 1}'])
-def test_a_broken_artifact_is_no_fault_here(tmp_path: Path, text: str) -> None:
-    (tmp_path / "neuron_config.json").write_text(text)
-    assert not found("prefix-artifact", engine=ON, compile={"artifact": str(tmp_path)})
 
 
 @pytest.mark.parametrize(("rule", "args", "severities"), TRIP)
@@ -138,4 +113,4 @@ def test_near_misses(rule: str, args: dict[str, Any]) -> None:
 
 
 def test_each_rule_has_both() -> None:
-    assert not untested((prefix_caching, chunked_prefill), [*TRIP, ("prefix-artifact",)], CLEAN)
+    assert not untested((prefix_caching, chunked_prefill), TRIP, CLEAN)

@@ -169,10 +169,10 @@ class Stray(NamedTuple):
 
 _NXDI_STRAYS = {
     "VLLM_CACHE_ROOT": Stray(
-        "does not move NxDI's compile cache", "set compile.cache", Severity.NOTE
+        "does not move NxDI's compile cache", "set artifacts.compile_cache", Severity.NOTE
     ),
-    "NEURON_LIBTORCH_REMOTE_CACHE": Stray("is the native plugin's", "set compile.cache"),
-    "VLLM_NEURON_REMOTE_CACHE": Stray("is the native plugin's", "set compile.cache"),
+    "NEURON_LIBTORCH_REMOTE_CACHE": Stray("is the native plugin's", "set artifacts.compile_cache"),
+    "VLLM_NEURON_REMOTE_CACHE": Stray("is the native plugin's", "set artifacts.compile_cache"),
     "VLLM_NEURON_CPU_MODE": Stray("is the native plugin's", "remove it"),
     "VLLM_NEURON_CPU_COMPILE": Stray("is the native plugin's", "remove it"),
     "VLLM_NEURON_COMPILATION_TIMEOUT": Stray("is the native plugin's", "remove it"),
@@ -183,10 +183,10 @@ _NXDI_STRAYS = {
 _NATIVE_STRAYS = {
     "NEURON_COMPILED_ARTIFACTS": Stray(
         "is in AWS's guide, but the plugin's source does not read it",
-        "rely on compile.cache (VLLM_CACHE_ROOT)",
+        "rely on artifacts.compile_cache (VLLM_CACHE_ROOT)",
     ),
     "VLLM_NEURON_FRAMEWORK": Stray("is NxDI's and not needed", "remove it", Severity.NOTE),
-    "NEURON_COMPILE_CACHE_URL": Stray("is NxDI's", "set compile.cache"),
+    "NEURON_COMPILE_CACHE_URL": Stray("is NxDI's", "set artifacts.compile_cache"),
     "BASE_COMPILE_WORK_DIR": Stray("is NxDI's", "remove it"),
     "DISABLE_NEURON_CUSTOM_SCHEDULER": Stray("is NxDI's", "remove it"),
     "NEURON_ON_DEVICE_SAMPLING_DISABLED": Stray(

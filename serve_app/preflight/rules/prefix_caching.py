@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import ceil, log2
-from pathlib import Path
-from typing import Any
 
 from serve_app.config.findings import Severity
 from serve_app.neuron.nxdi_config import (
@@ -320,33 +317,3 @@ def prefix_bucket_blocks(case: Case) -> Iterator[Trip]:
 def prefix_image(case: Case) -> Iterator[Trip]:
     if image(case) and cached(case.plan.engine_args):
         yield Trip(f"{model_type(case)} has no prefix caching on NxDI", _OFF, CACHING)
-
-
-@rule(
-    "prefix-artifact",
-    Severity.ERROR,
-    "The compiled model has vLLM's cache layout",
-    "neuronx_distributed_model_runner.py:167-169 (0.4.1 and later go by vLLM, 0.2 by the artifact)",
-    NXDI,
-)
-def prefix_artifact(case: Case) -> Iterator[Trip]:
-    compiled = _artifact(case)
-    on = cached(case.plan.engine_args)
-    layout = compiled.get("is_prefix_caching") if compiled else None
-    if isinstance(layout, bool) and layout != on:
-        message = f"the compiled model has prefix caching {'on' if layout else 'off'}, vLLM "
-        mend = f"set engine.enable_prefix_caching: {str(layout).lower()}, or compile anew"
-        yield Trip(f"{message}{'on' if on else 'off'}", mend, CACHING)
-
-
-def _artifact(case: Case) -> Mapping[str, Any] | None:
-    """The Neuron configuration of the compiled model, where it lies on this machine."""
-    place = case.plan.env.get("NEURON_COMPILED_ARTIFACTS") or ""
-    if not place or "${" in place:
-        return None
-    try:
-        config = json.loads((Path(place) / "neuron_config.json").read_text())
-    except (OSError, ValueError):
-        return None
-    inner = config.get("neuron_config") if isinstance(config, dict) else None
-    return inner if isinstance(inner, dict) else None

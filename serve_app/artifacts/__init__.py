@@ -1,0 +1,1 @@
+"""Compiled models: what a configuration wants, what a directory holds, and whether they fit."""

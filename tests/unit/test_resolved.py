@@ -1,0 +1,66 @@
+"""`check --show` prints what the replica runs: command, environment, Ray's options."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.backends import make_plan
+from serve_app.cli.main import _resolved
+from serve_app.config import load
+from serve_app.deployments.options import deployment_options
+from serve_app.engine import engine
+from serve_app.engine.phases import Phases
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+class Started(Exception):
+    """Ends the replica's start where vLLM would begin; there is no chip."""
+
+
+@pytest.fixture(autouse=True)
+def _own_environment() -> Iterator[None]:
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_what_is_shown_is_what_runs(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = config.read_text().replace("frozen: true", "frozen: false")
+    file = tmp_path / config.name
+    file.write_text(re.sub(r"path: /var/lib/neuron-serve", f"path: {tmp_path}", text))
+    ((_, app),) = load(file).applications()
+    shown = _resolved(load(file))[app.name]
+    plan = make_plan(app.args)
+    if plan.target is not None:  # as Ray sets it by the actor's resource
+        cores = plan.actor_options["resources"]["neuron_cores"]
+        assert cores == plan.target.cores
+        os.environ["NEURON_RT_VISIBLE_CORES"] = ",".join(map(str, range(cores)))
+    monkeypatch.setattr(engine, "fetch", lambda source, *rest: source)
+
+    def started(command: list[str], *rest: object) -> None:
+        raise Started(shlex.join(command))
+
+    monkeypatch.setattr(engine, "_start", started)
+    with pytest.raises(Started) as run:
+        asyncio.run(engine.start_engine(app.args, plan, Phases()))
+    assert str(run.value) == shown["command"]
+    environment = dict(shown["environment"])
+    artifact = environment.pop("NEURON_COMPILED_ARTIFACTS", None)
+    assert {name: os.environ.get(name) for name in environment} == environment
+    if artifact is not None:  # compiled into a draft that gets this name when the engine runs
+        draft = Path(os.environ["NEURON_COMPILED_ARTIFACTS"])
+        assert draft.name.startswith(f".{Path(artifact).name}.draft-{os.getpid()}@")
+        assert draft.parent == Path(artifact).parent
+    assert shown["deployment"] == deployment_options(app.args, plan)
