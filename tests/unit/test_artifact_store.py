@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -116,6 +117,17 @@ def test_a_damaged_directory_is_not_published(
     assert not list(tmp_path.glob("store/.*"))
 
 
+def test_a_source_that_cannot_be_read(url: str, tmp_path: Path) -> None:
+    source = make(tmp_path / "source", {"a": b"a", "model.pt": b""})
+    (source / "model.pt").unlink()
+    (source / "model.pt").symlink_to("/proc/self/mem")  # empty by its size, and reading it fails
+    store = open_store(url)
+    with pytest.raises(StoreError) as error:
+        store.publish(KEY, source)
+    assert "the disk or the mount failed -> look at dmesg" in fault(error)
+    assert store.find(KEY) is None
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "a.lock", "ä", "x" * 200])
 def test_a_key_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     store = open_store(str(tmp_path))
@@ -149,7 +161,9 @@ def test_leftovers_of_dead_publishers_go_after_a_day(tmp_path: Path, source: Pat
     note.touch()
     young = make(root / f".{KEY}.{int(time.time())}-0123456789ab.partial")
     foreign = make(root / ".snapshot.partial")
-    open_store(str(root)).publish(KEY, source)
+    store = open_store(str(root))
+    assert store.keys() == []
+    store.publish(KEY, source)
     assert not old.exists()
     assert not note.exists()
     assert young.exists()
@@ -264,6 +278,8 @@ def test_a_wrong_checksum_in_the_store(tmp_path: Path, source: Path) -> None:
     assert "model.pt" in fault(error)
     assert "wrong checksum" in fault(error)
     assert not (tmp_path / "cache" / KEY).exists()
+    with (tmp_path / f"cache/.{KEY}.use").open() as lock:  # what failed holds nothing
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,20 @@ def test_leftovers_of_dead_publishers_go_after_a_day(
     assert cases.verify(store, tmp_path / "cache") == FILES
 
 
+def test_a_lock_taken_just_after_another_published(s3: S3Server, bucket: str, source: Path) -> None:
+    """It published and let go between this one's look for the artifact and its lock."""
+
+    def interfere(environ: Environ) -> None:
+        if is_upload_of(environ, f"{KEY}.lock"):
+            s3.fault = lambda environ: None
+            assert open_store(bucket).publish(KEY, source) is True
+
+    s3.fault = interfere
+    with open_store(bucket).claim(KEY) as mine:
+        assert mine is False
+    assert f"{KEY}.lock" not in objects_of(s3, bucket)
+
+
 # Fetch.
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from serve_app.artifacts.store import cache, lock
 from serve_app.artifacts.store.content import to_publish, wrong_size
 from serve_app.artifacts.store.directory import DirectoryShelf
-from serve_app.artifacts.store.errors import StoreError
+from serve_app.artifacts.store.errors import StoreError, explained
 from serve_app.artifacts.store.objects import ObjectShelf
 from serve_app.artifacts.store.shelf import Shelf
 from serve_app.artifacts.store.transfer import Report, Transfer
@@ -97,7 +97,9 @@ class Store:
             raise StoreError(f"{self.name} cannot be used in place -> name a cache directory")
         if manifest is None:
             raise StoreError(f"{self.name} has no artifact {key} -> compile and publish it")
-        if wrong := wrong_size(directory, manifest):
+        with explained(f"read {directory}"):
+            wrong = wrong_size(directory, manifest)
+        if wrong:
             raise StoreError(f"{directory} is damaged: {wrong} -> remove it and publish it again")
         return directory
 

@@ -68,8 +68,13 @@ def fetch(
 def hold(entry: Path) -> None:
     """Keeps a cached artifact from being removed while this process lives."""
     if entry not in _held:
-        _held[entry] = _open_lock(_use(entry))
-        fcntl.flock(_held[entry], fcntl.LOCK_SH)
+        lock = _open_lock(_use(entry))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except BaseException:
+            os.close(lock)
+            raise
+        _held[entry] = lock
 
 
 def release(entry: Path) -> None:

@@ -52,6 +52,15 @@ _BY_CODE = {
     "QuotaExceeded": ("the quota of the bucket is used up", "remove artifacts"),
     "XMinioStorageFull": ("the store is full", "remove artifacts"),
 }
+# Requests that need the right of another name.
+_RIGHT = {
+    "HeadObject": "GetObject",
+    "ListObjectsV2": "ListBucket",
+    "HeadBucket": "ListBucket",
+    "CreateMultipartUpload": "PutObject",
+    "UploadPart": "PutObject",
+    "CompleteMultipartUpload": "PutObject",
+}
 _DENIED = ("AccessDenied", "AllAccessDisabled", "Forbidden", "403", "InvalidObjectState")
 
 # Exceptions by name: botocore and aiohttp are not imported here, and may not be installed.
@@ -91,6 +100,9 @@ _BY_ERRNO = {
     errno.ENOTDIR: ("a part of the path is a file", "mend the path"),
     errno.EISDIR: ("it is a directory", "remove it"),
     errno.ENAMETOOLONG: ("the name is too long", "mend the path"),
+    errno.ENOSYS: ("the mount has no file locks", "mount it with flock, or use a local disk"),
+    errno.EOPNOTSUPP: ("the mount has no file locks", "mount it with flock, or use a local disk"),
+    errno.ENOLCK: ("the mount has no file locks", "mount it with flock, or use a local disk"),
     errno.EMFILE: ("too many files are open", "raise `ulimit -n`"),
     errno.EIO: ("the disk or the mount failed", "look at dmesg and the mount"),
     errno.ESTALE: ("the mount is stale", "mount it again"),
@@ -141,9 +153,12 @@ def _reason(error: Exception) -> tuple[str, str]:
     if code in _BY_CODE:
         return _BY_CODE[code]
     if code in _DENIED:
-        action = next((a for e in _chain(error) if (a := getattr(e, "operation_name", ""))), "this")
-        mend = f"allow s3:{action} on it, and s3:ListBucket: without it absent files are denied too"
-        return "access denied", mend
+        names = (str(getattr(link, "operation_name", "")) for link in _chain(error))
+        request = next(filter(None, names), "GetObject")
+        return "access denied", (
+            f"allow s3:{_RIGHT.get(request, request)} there, and s3:ListBucket: without that even "
+            "what does not exist is denied"
+        )
     if code:
         return f"the server answers {code}", "see the S3 error codes"
     for link in _chain(error):

@@ -28,7 +28,7 @@ _PART = 32 * 2**20
 _SMALL = 64 * 2**20
 """More bytes than a manifest or a lock has."""
 _RETRIES = 3
-"""Of s3fs, nested, each with five of botocore's: s3fs's own five make a lost network last hours."""
+"""Of s3fs, nested, each with five of botocore's. Its own five make silence last half an hour."""
 _S3 = ("s3", "s3a")
 
 
@@ -174,7 +174,8 @@ class ObjectShelf:
                     file.closed = True  # or its __del__ sends the rest
                 raise
 
-        transfer.run(upload, manifest.paths)
+        with explained(f"publish {source}"):  # which may not be readable
+            transfer.run(upload, manifest.paths)
         sizes = self._sizes(manifest.base)
         for path, expected in manifest.files.items():
             if sizes.get(path) != expected.size:
