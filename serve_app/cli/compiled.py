@@ -272,7 +272,9 @@ def compile_here(task: Task, chip: bool, fall_back: bool, log: Path) -> None:
         target = _target(task)
         if target is None:
             return
-        if store is not None and not held.enter_context(store.claim(task.recipe.key)):
+        if store is not None and not held.enter_context(
+            store.claim(task.recipe.key, report=lambda s, who: _waits(task.name, s, who))
+        ):
             typer.echo(f"{task.name}: {store.name} has {task.recipe.key}: nothing to do")
             return
         model = fetch(task.args.model.where, task.args.model.revision, "model.source", Phases())
@@ -288,7 +290,8 @@ def compile_here(task: Task, chip: bool, fall_back: bool, log: Path) -> None:
             typer.echo(f"{task.name}: compiled without {', '.join(dropped)}", err=True)
         typer.echo(f"{task.name}: compiled into {target}, key {task.recipe.key}")
         if store is not None:
-            store.publish(task.recipe.key, target)
+            with transfer(f"{task.name}: publishing") as moved:
+                store.publish(task.recipe.key, target, moved)
             typer.echo(f"{task.name}: published to {store.name}")
 
 
@@ -309,6 +312,10 @@ def _target(task: Task) -> Path | None:
         typer.echo(f"{task.name}: {target} serves it: nothing to do")
         return None
     return target
+
+
+def _waits(name: str, seconds: float, holder: str) -> None:
+    typer.echo(f"{name}: {seconds:.0f} s: {holder} compiles it, waits", err=True)
 
 
 def _place(task: Task) -> Path:
@@ -342,6 +349,22 @@ def progress(name: str) -> Iterator[Callable[[Progress], None]]:
             status.update(f"{text}  [dim]{escape(step.line[-console.width // 2 :])}[/dim]")
 
         yield show_progress
+
+
+@contextmanager
+def transfer(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for bytes that go to a store."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.DownloadColumn())
+    with rich.Progress(*columns, rich.TransferSpeedColumn(), console=Console(stderr=True)) as bar:
+        row = bar.add_task(title, total=None)
+
+        def moved(done: int, total: int, path: str) -> None:
+            bar.update(row, completed=done, total=total)
+
+        yield moved
 
 
 def describe_progress(step: Progress) -> str:

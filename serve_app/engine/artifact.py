@@ -107,9 +107,15 @@ class CompiledModel:
                 return cache / key
         if self._store.find(key) is None:
             return None
-        self._phases.report(ARTIFACT, f"{key} from {self._store.name}")
+        where = f"{key} from {self._store.name}"
+        self._phases.report(ARTIFACT, where)
         limit = self._args.cache_gib
-        found = self._store.fetch(key, cache, None if limit is None else int(limit * 2**30))
+        found = self._store.fetch(
+            key,
+            cache,
+            None if limit is None else int(limit * 2**30),
+            self._phases.transfer(ARTIFACT, where),
+        )
         judged = judge(found, self._recipe)
         if judged is None or judged.verdict is not Verdict.USABLE:
             raise StartupError(f"{self._store.name}: {key}: {judged or 'nothing is compiled'}")
@@ -122,7 +128,7 @@ class CompiledModel:
         self._phases.report(COMPILE, "waits while another one on this node compiles the same")
         self._held.enter_context(only_one(self._target))
         if self._store is not None:
-            self._held.enter_context(self._store.claim(self._recipe.key))
+            self._held.enter_context(self._store.claim(self._recipe.key, report=self._waits))
         if ready := self._usable() or self._fetched():
             self.close()
             return ready
@@ -131,6 +137,9 @@ class CompiledModel:
         self._draft = draft_of(self._target)
         self._draft.mkdir()
         return self._draft
+
+    def _waits(self, seconds: float, holder: str) -> None:
+        self._phases.report(COMPILE, f"waits while {holder} compiles the same")
 
     def keep(self) -> None:
         """The engine runs: what it compiled gets its manifest and its name, and is published."""
@@ -141,7 +150,9 @@ class CompiledModel:
             reveal(self._draft, self._target)
             logger.info("compiled model: %s, key %s", self._target, self._recipe.key)
             if self._store is not None:
-                self._store.publish(self._recipe.key, self._target)
+                where = f"{self._recipe.key} to {self._store.name}"
+                report = self._phases.transfer(ARTIFACT, where)
+                self._store.publish(self._recipe.key, self._target, report)
         except (ArtifactError, StoreError, OSError) as error:
             # The engine serves all the same; the next start compiles again.
             logger.warning("what was compiled could not be kept: %s", error)

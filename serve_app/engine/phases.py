@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # Ray Serve writes this logger into the replica's log file, which the dashboard serves.
@@ -15,6 +16,7 @@ ENGINE = "engine"
 WEIGHTS = "weights"
 WARM_UP = "warm-up"
 READY = "ready"
+TRANSFER_PERIOD_S = 2.0
 
 _LINE = re.compile(
     r'startup phase=(?P<name>\S+) elapsed=(?P<elapsed>[\d.]+)s(?: (?P<detail>[^"\n]+))?'
@@ -49,3 +51,15 @@ class Phases:
 
     def report(self, name: str, detail: str = "") -> None:
         logger.info(str(Phase(name, time.monotonic() - self._begin, detail)))
+
+    def transfer(self, name: str, what: str) -> Callable[[int, int, str], None]:
+        """Reports bytes done of bytes in all, now and then."""
+        last = time.monotonic()
+
+        def report(done: int, total: int, path: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > TRANSFER_PERIOD_S:
+                last = time.monotonic()
+                self.report(name, f"{what} {done / 2**30:.2f} of {total / 2**30:.2f} GiB")
+
+        return report

@@ -10,9 +10,7 @@ from typing import Any
 
 from serve_app.config.sources import is_directory, resolve
 from serve_app.engine.errors import StartupError
-from serve_app.engine.phases import DOWNLOAD, Phases
-
-_REPORT_PERIOD_S = 2.0
+from serve_app.engine.phases import DOWNLOAD, TRANSFER_PERIOD_S, Phases
 
 
 def fetch(source: str, revision: str | None, path: str, phases: Phases) -> str:
@@ -89,7 +87,7 @@ def _progress(location: str, phases: Phases) -> type[Any]:
         def update(self, n: float | None = 1) -> bool | None:
             shown = super().update(n)
             now = time.monotonic()
-            if self.unit == "B" and self.total and now - Progress.last_report > _REPORT_PERIOD_S:
+            if self.unit == "B" and self.total and now - Progress.last_report > TRANSFER_PERIOD_S:
                 Progress.last_report = now
                 done, total = self.n / 2**30, self.total / 2**30
                 phases.report(DOWNLOAD, f"{location} {done:.2f} of {total:.2f} GiB")

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.artifacts.store import StoreError, cache, open_store
-from serve_app.artifacts.store.content import parse
+from serve_app.artifacts.store.listing import parse
 from tests.unit import artifact_cases as cases
 from tests.unit.artifact_cases import FILES, KEY, MANIFEST, TOTAL, make
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.artifacts.store import cache, lock
-from serve_app.artifacts.store.content import to_publish, wrong_size
 from serve_app.artifacts.store.directory import DirectoryShelf
 from serve_app.artifacts.store.errors import StoreError, explained
+from serve_app.artifacts.store.listing import to_publish, wrong_size
 from serve_app.artifacts.store.objects import ObjectShelf
 from serve_app.artifacts.store.shelf import Shelf
 from serve_app.artifacts.store.transfer import Report, Transfer

@@ -22,9 +22,10 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from serve_app.artifacts.store.content import CHUNK, MANIFEST, Manifest, read, wrong_size
+from serve_app.artifacts.manifest import MANIFEST
 from serve_app.artifacts.store.directory import sync_directory, sync_tree
 from serve_app.artifacts.store.errors import StoreError, explained
+from serve_app.artifacts.store.listing import CHUNK, Listing, read, wrong_size
 from serve_app.artifacts.store.shelf import Shelf
 from serve_app.artifacts.store.transfer import Report, Transfer
 
@@ -115,7 +116,7 @@ def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
         os.close(lock)
 
 
-def _manifest(directory: Path) -> Manifest | None:
+def _manifest(directory: Path) -> Listing | None:
     """The manifest of a directory in the cache; one that is damaged counts as none."""
     try:
         return read(directory)
@@ -184,7 +185,7 @@ def _write(path: Path, text: bytes) -> None:
     fresh.replace(path)
 
 
-def _bring(shelf: Shelf, manifest: Manifest, path: str, target: Path, transfer: Transfer) -> None:
+def _bring(shelf: Shelf, manifest: Listing, path: str, target: Path, transfer: Transfer) -> None:
     """Fetches the rest of a file; one whose checksum is wrong then, from its start once more."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(2):
@@ -198,9 +199,7 @@ def _bring(shelf: Shelf, manifest: Manifest, path: str, target: Path, transfer: 
     )
 
 
-def _complete(
-    shelf: Shelf, manifest: Manifest, path: str, target: Path, transfer: Transfer
-) -> bool:
+def _complete(shelf: Shelf, manifest: Listing, path: str, target: Path, transfer: Transfer) -> bool:
     expected = manifest.files[path]
     if target.exists() and target.stat().st_size > expected.size:
         target.unlink()
@@ -227,7 +226,7 @@ def _complete(
     return digest.hexdigest() == expected.sha256
 
 
-def _remove_strangers(partial: Path, manifest: Manifest) -> None:
+def _remove_strangers(partial: Path, manifest: Listing) -> None:
     """Removes what an earlier fetch brought that the artifact of today does not have."""
     for folder, _, names in os.walk(partial):
         for name in names:

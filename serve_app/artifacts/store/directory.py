@@ -11,8 +11,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from serve_app.artifacts.store.content import MANIFEST, Manifest, read, verified, wrong_size
+from serve_app.artifacts.manifest import MANIFEST
 from serve_app.artifacts.store.errors import StoreError, explained
+from serve_app.artifacts.store.listing import Listing, read, verified, wrong_size
 from serve_app.artifacts.store.shelf import attempt_name, is_leftover
 from serve_app.artifacts.store.transfer import Transfer
 
@@ -41,14 +42,14 @@ class DirectoryShelf:
         self.root = root.absolute()
         self.name = str(self.root)
 
-    def manifest(self, key: str) -> Manifest | None:
+    def manifest(self, key: str) -> Listing | None:
         manifest = read(self.root / key)
         return manifest and replace(manifest, base=key)
 
     def directory(self, key: str) -> Path | None:
         return self.root / key
 
-    def chunk(self, manifest: Manifest, path: str, start: int, size: int) -> bytes:
+    def chunk(self, manifest: Listing, path: str, start: int, size: int) -> bytes:
         place = self.root / manifest.base / path
         with explained(f"read {place}"):
             try:
@@ -60,7 +61,7 @@ class DirectoryShelf:
                     f"{place} is missing -> remove the artifact and publish it again"
                 ) from None
 
-    def publish(self, key: str, source: Path, manifest: Manifest, transfer: Transfer) -> bool:
+    def publish(self, key: str, source: Path, manifest: Listing, transfer: Transfer) -> bool:
         with explained(f"publish to {self.name}"):
             partial = self._hidden(key)
             partial.mkdir(parents=True)
@@ -123,7 +124,7 @@ class DirectoryShelf:
     def _hidden(self, name: str) -> Path:
         return self.root / f".{name}.{attempt_name()}{_PARTIAL}"
 
-    def _copy(self, source: Path, partial: Path, manifest: Manifest, transfer: Transfer) -> None:
+    def _copy(self, source: Path, partial: Path, manifest: Listing, transfer: Transfer) -> None:
         def copy(path: str) -> None:
             target = partial / path
             target.parent.mkdir(parents=True, exist_ok=True)

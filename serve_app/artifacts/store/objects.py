@@ -18,8 +18,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from serve_app.artifacts.store.content import MANIFEST, Manifest, parse, verified
+from serve_app.artifacts.manifest import MANIFEST
 from serve_app.artifacts.store.errors import StoreError, explain, explained, s3_code
+from serve_app.artifacts.store.listing import Listing, parse, verified
 from serve_app.artifacts.store.shelf import attempt_name, is_attempt, is_leftover
 from serve_app.artifacts.store.transfer import Transfer
 
@@ -39,7 +40,7 @@ class ObjectShelf:
         self.name = _without_credentials(url)
         self._fs, self._root = _file_system(url, self.name)
 
-    def manifest(self, key: str) -> Manifest | None:
+    def manifest(self, key: str) -> Listing | None:
         text = self._read(f"{key}/{MANIFEST}")
         if text is None:
             return None
@@ -57,12 +58,12 @@ class ObjectShelf:
     def directory(self, key: str) -> Path | None:
         return None
 
-    def chunk(self, manifest: Manifest, path: str, start: int, size: int) -> bytes:
+    def chunk(self, manifest: Listing, path: str, start: int, size: int) -> bytes:
         place = f"{manifest.base}/{path}"
         with self._explained(f"read {place} in"):
             return bytes(self._fs.cat_file(self._path(place), start=start, end=start + size))
 
-    def publish(self, key: str, source: Path, manifest: Manifest, transfer: Transfer) -> bool:
+    def publish(self, key: str, source: Path, manifest: Listing, transfer: Transfer) -> bool:
         with suppress(StoreError):  # cleaning is a courtesy; what fails here fails below too
             self._remove_leftovers()
         attempt = attempt_name()
@@ -155,7 +156,7 @@ class ObjectShelf:
                 return True
         raise StoreError(f"cannot write {path} in {self.name}: others write it -> try again")
 
-    def _upload(self, source: Path, manifest: Manifest, transfer: Transfer) -> None:
+    def _upload(self, source: Path, manifest: Listing, transfer: Transfer) -> None:
         def upload(path: str) -> None:
             doing = f"publish {path} to"
             with self._explained(doing):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from serve_app.artifacts.store.content import Manifest
+from serve_app.artifacts.store.listing import Listing
 from serve_app.artifacts.store.transfer import Transfer
 
 _LEFTOVER_S = 24 * 3600
@@ -38,7 +38,7 @@ class Shelf(Protocol):
     name: str
     """Its url without credentials."""
 
-    def manifest(self, key: str) -> Manifest | None:
+    def manifest(self, key: str) -> Listing | None:
         """The manifest of a whole artifact; None where there is none."""
         ...
 
@@ -46,11 +46,11 @@ class Shelf(Protocol):
         """Where the artifact can be used in place; None where it must be fetched."""
         ...
 
-    def chunk(self, manifest: Manifest, path: str, start: int, size: int) -> bytes:
+    def chunk(self, manifest: Listing, path: str, start: int, size: int) -> bytes:
         """`size` bytes of a file, or fewer (never none) if the place gives no more at once."""
         ...
 
-    def publish(self, key: str, source: Path, manifest: Manifest, transfer: Transfer) -> bool:
+    def publish(self, key: str, source: Path, manifest: Listing, transfer: Transfer) -> bool:
         """Makes `source` visible as a whole; False: another was first and stays."""
         ...
 

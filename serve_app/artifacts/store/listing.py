@@ -1,4 +1,4 @@
-"""The manifest of an artifact: the file, written last, that names all others with size and hash."""
+"""What a manifest says of the files: which, how large, with what hash."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from serve_app.artifacts.manifest import MANIFEST, File
 from serve_app.artifacts.store.errors import StoreError, explained
 
-MANIFEST = "neuron-serve.json"
 CHUNK = 8 * 2**20
 """Bytes read at a time from a disk."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of an artifact: its size in bytes and its SHA-256 in lower-case hex."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
+class Listing:
     """A manifest that was found sound. `content` is all of it, `files` what the store needs."""
 
     content: Mapping[str, Any]
@@ -51,7 +43,7 @@ class Manifest:
         return json.dumps(self.content, indent=2).encode() + b"\n"
 
 
-def parse(text: bytes, place: str) -> Manifest:
+def parse(text: bytes, place: str) -> Listing:
     """The manifest in `text`, which was read from `place`.
 
     Raises:
@@ -69,7 +61,7 @@ def parse(text: bytes, place: str) -> Manifest:
         raise StoreError(
             f"the manifest {place} is corrupt: {fault} -> remove the artifact and publish it again"
         )
-    return Manifest(content, files)
+    return Listing(content, files)
 
 
 def _fault(path: str, file: File) -> str:
@@ -86,7 +78,7 @@ def _fault(path: str, file: File) -> str:
     return ""
 
 
-def read(directory: Path) -> Manifest | None:
+def read(directory: Path) -> Listing | None:
     """The manifest of `directory`; None where there is none.
 
     Raises:
@@ -101,7 +93,7 @@ def read(directory: Path) -> Manifest | None:
     return parse(text, str(path))
 
 
-def wrong_size(directory: Path, manifest: Manifest) -> str:
+def wrong_size(directory: Path, manifest: Listing) -> str:
     """The first file that is missing or of another size, as a sentence; "" if there is none."""
     for path, file in manifest.files.items():
         try:
@@ -113,7 +105,7 @@ def wrong_size(directory: Path, manifest: Manifest) -> str:
     return ""
 
 
-def to_publish(directory: Path) -> Manifest:
+def to_publish(directory: Path) -> Listing:
     """The manifest of a directory that is fit to be published, but for the hashes.
 
     Raises:
