@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from serve_app.config import Severity
 from serve_app.preflight.rules import kernels, kernels_attention
-from tests.unit.test_rules_keys import found, untested
+from tests.unit.rule_cases import rule_tests
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 QWEN, LLAMA, MOE = "Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-235B-A22B"
@@ -168,15 +166,6 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "args", "severities"), TRIP)
-def test_trips(rule: str, args: dict[str, Any], severities: list[Severity]) -> None:
-    assert found(rule, **args) == severities
-
-
-@pytest.mark.parametrize(("rule", "args"), CLEAN)
-def test_near_misses(rule: str, args: dict[str, Any]) -> None:
-    assert found(rule, **args) == []
-
-
-def test_each_rule_has_both() -> None:
-    assert not untested((kernels, kernels_attention), TRIP, CLEAN)
+test_trips, test_near_misses, test_each_rule_has_both = rule_tests(
+    (kernels, kernels_attention), TRIP, CLEAN
+)

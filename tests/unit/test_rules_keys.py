@@ -1,56 +1,15 @@
-"""Rules about the keys of NxDI's configuration; and how the tests of its rules are written."""
+"""Rules about the keys of NxDI's configuration."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from serve_app.config import Severity
-from serve_app.preflight.case import RULES, Case
+from serve_app.preflight.case import RULES
 from serve_app.preflight.rules import keys, parallelism, quantization  # noqa: F401
-from tests.unit.rule_cases import case, trips
-
-ENGINE = {
-    "tensor_parallel_size": 8,
-    "max_model_len": 4096,
-    "max_num_seqs": 8,
-    "enable_prefix_caching": False,
-    "dtype": "bfloat16",
-}
-"""An engine that no rule says anything of; `None` in a test removes an argument."""
-
-
-def build(
-    engine: dict[str, Any] | None = None,
-    neuron: dict[str, Any] | None = None,
-    sdk: str | None = None,
-    facts: dict[str, Any] | None = None,
-    **args: Any,
-) -> Case:
-    """A case of the nxdi back end; `facts` changes what is known of the model."""
-    merged = {**ENGINE, **(engine or {})}
-    merged = {name: value for name, value in merged.items() if value is not None}
-    stack = {"sdk": sdk} if sdk else None
-    made = case(backend="nxdi", engine=merged, neuron=neuron, stack=stack, **args)
-    if facts:
-        assert made.model
-        made = replace(made, model=replace(made.model, **facts))
-    return made
-
-
-def found(rule: str, **args: Any) -> list[Severity]:
-    """How severe the trips of the rule are."""
-    return [trip.severity or RULES[rule].severity for trip in trips(rule, build(**args))]
-
-
-def untested(modules: Any, trip: list[tuple[Any, ...]], clean: list[tuple[Any, ...]]) -> set[str]:
-    """Rules of the modules without a case that trips them, or without a near miss."""
-    names = {m.__name__ for m in (modules if isinstance(modules, tuple) else (modules,))}
-    own = {rule.id for rule in RULES.values() if rule.check.__module__ in names}
-    return own - ({row[0] for row in trip} & {row[0] for row in clean})
-
+from tests.unit.rule_cases import build, rule_tests, trips
 
 E, W, N = Severity.ERROR, Severity.WARNING, Severity.NOTE
 IMAGE = {"architectures": ("Llama4ForConditionalGeneration",), "model_type": "llama4"}
@@ -130,18 +89,7 @@ CLEAN: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "args", "severities"), TRIP)
-def test_trips(rule: str, args: dict[str, Any], severities: list[Severity]) -> None:
-    assert found(rule, **args) == severities
-
-
-@pytest.mark.parametrize(("rule", "args"), CLEAN)
-def test_near_misses(rule: str, args: dict[str, Any]) -> None:
-    assert found(rule, **args) == []
-
-
-def test_each_rule_has_both() -> None:
-    assert not untested(keys, TRIP, CLEAN)
+test_trips, test_near_misses, test_each_rule_has_both = rule_tests(keys, TRIP, CLEAN)
 
 
 @pytest.mark.parametrize(
