@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -150,6 +152,19 @@ def test_the_lock_of_a_living_process_is_not_taken(url: str, tmp_path: Path) -> 
     cases.finish(holder)
 
 
+def test_who_waits_stops_as_soon_as_the_artifact_is_there(url: str, source: Path) -> None:
+    """The lock itself may be held on, or its holder be dead."""
+    store = open_store(url)
+    with store.claim(KEY, ttl_s=60.0):
+        start = time.monotonic()
+        later = threading.Timer(0.3, store.publish, (KEY, source))
+        later.start()
+        with store.claim(KEY, ttl_s=1.0) as mine:
+            assert mine is False
+        assert 0.3 <= time.monotonic() - start < 10
+        later.join()
+
+
 def test_a_failed_compile_lets_go(url: str) -> None:
     store = open_store(url)
     with pytest.raises(ZeroDivisionError), store.claim(KEY):
@@ -210,7 +225,5 @@ def test_a_fetch_waits_for_another_and_says_how_far_it_is(tmp_path: Path, source
 
 
 def test_a_store_error_crosses_processes() -> None:
-    import pickle
-
     error = pickle.loads(pickle.dumps(StoreError("what: why -> mend")))
     assert str(error) == "what: why -> mend"

@@ -72,6 +72,10 @@ def test_the_objects_of_an_artifact(s3: S3Server, bucket: str, source: Path) -> 
     attempts = {name.split("/")[1] for name in names} - {MANIFEST}
     assert len(attempts) == 1
     assert {name.split("/", 2)[2] for name in names if name.count("/") > 1} == set(FILES)
+    open_store(bucket).remove(KEY)
+    removed = [path for method, path in s3.requests if method == "DELETE"]
+    assert f"{KEY}/{MANIFEST}?" in removed[0]  # or a reader would find half of an artifact
+    assert objects_of(s3, bucket) == []
 
 
 def test_the_files_of_the_loser_go(s3: S3Server, bucket: str, source: Path, tmp_path: Path) -> None:
@@ -130,6 +134,8 @@ def test_a_server_without_conditional_writes(
 
     s3.fault = fault
     store = open_store(bucket)
+    with store.claim(KEY) as mine, store.claim(KEY, wait=False) as second:
+        assert (mine, second) == (True, False)
     assert store.publish(KEY, source) is True
     assert store.publish(KEY, source) is False
     assert cases.verify(store, tmp_path / "cache") == FILES
