@@ -35,6 +35,9 @@ class CompiledModel:
     """Of one start. `prepare`, start the engine, then `keep`; `close` in any case."""
 
     def __init__(self, args: AppArgs, plan: EnginePlan, model: str, phases: Phases) -> None:
+        """Raises:
+        StartupError: the store is of no known kind.
+        """
         self._args = args.artifacts
         self._path = plan.env.get(VARIABLE)
         self._phases = phases
@@ -43,7 +46,10 @@ class CompiledModel:
         self._draft: Path | None = None
         self._target: Path | None = None
         url = self._args.store
-        self._store = open_store(expand(url, os.environ, "artifacts.store")) if url else None
+        try:
+            self._store = open_store(expand(url, os.environ, "artifacts.store")) if url else None
+        except StoreError as error:
+            raise StartupError(str(error)) from None
 
     def prepare(self, environment: MutableMapping[str, str]) -> None:
         """Set the variable that the plugin reads. Waits while another replica compiles the same.

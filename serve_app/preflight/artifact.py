@@ -32,6 +32,10 @@ def check_artifact(
         mend = "mount it (NFS, FSx for Lustre over S3) and name the mount"
         yield Finding(_RULE, Severity.ERROR, message, mend, "artifacts.store")
     path = plan.env.get(VARIABLE)
+    if plan.backend == "nxdi" and args.artifacts.frozen and not (path or args.artifacts.store):
+        message = "a frozen replica never compiles, and there is nowhere to load from"
+        mend = "set artifacts.path or artifacts.store"
+        yield Finding(_RULE, Severity.ERROR, message, mend, "artifacts.frozen")
     if plan.backend != "nxdi" or not path:
         return
     if any(not environment.get(name) for name in references(path)):

@@ -159,6 +159,21 @@ def test_a_frozen_replica_never_compiles(tmp_path: Path, model: Path) -> None:
         prepared(file)
 
 
+def test_frozen_needs_a_place_to_load_from(tmp_path: Path, model: Path) -> None:
+    done = cli("check", config(tmp_path, model, {}, frozen=True))
+    assert done.returncode == 1
+    assert "nowhere to load from -> set artifacts.path or artifacts.store" in done.stderr
+
+
+def test_a_store_of_no_known_kind_is_one_line(tmp_path: Path, model: Path) -> None:
+    file = config(tmp_path, model, {}, path=tmp_path / "llm", store="s4://bucket")
+    with pytest.raises(StartupError, match="s4"):
+        prepared(file)
+    done = cli("compile", file)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("neuron-serve: ")
+
+
 def test_what_a_replica_compiles_gets_its_name_when_the_engine_runs(
     tmp_path: Path, model: Path, tools: Path
 ) -> None:
