@@ -44,7 +44,10 @@ class S3Server:
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-        self._app = DomainDispatcherApplication(create_backend_app)
+        self._s3 = create_backend_app("s3")
+        self._others = DomainDispatcherApplication(
+            create_backend_app
+        )  # slow: looks for the right one
         self._server = make_server("127.0.0.1", 0, self, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.reset()
@@ -55,6 +58,8 @@ class S3Server:
         self.tamper: Callable[[Environ, bytes], bytes] = lambda environ, body: body
         self.bytes_sent = 0
         """Of all answers to a GET of a part of an artifact's file."""
+        self.counted_app = ""
+        """Counts only what a client with this AWS_SDK_UA_APP_ID asked for."""
         self.requests: list[tuple[str, str]] = []
         """Method, and path with its query, of all that came."""
 
@@ -72,9 +77,12 @@ class S3Server:
         return self._answer(environ, start_response)
 
     def _answer(self, environ: Environ, start_response: Callable[..., Any]) -> Iterator[bytes]:
-        body = b"".join(self._app(environ, start_response))
+        other = environ["PATH_INFO"].startswith("/moto-api/")
+        other |= "/iam/aws4_request" in environ.get("HTTP_AUTHORIZATION", "")
+        body = b"".join((self._others if other else self._s3)(environ, start_response))
         own = environ["PATH_INFO"].endswith((".lock", "/neuron-serve.json"))
-        if environ["REQUEST_METHOD"] == "GET" and "HTTP_RANGE" in environ and not own:
+        counted = self.counted_app in environ.get("HTTP_USER_AGENT", "")
+        if environ["REQUEST_METHOD"] == "GET" and "HTTP_RANGE" in environ and counted and not own:
             self.bytes_sent += len(body)
         yield self.tamper(environ, body)
 
