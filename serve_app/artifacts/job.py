@@ -67,23 +67,16 @@ _NOT_SAID = RUNTIME - {"save_sharded_checkpoint", "quantized_checkpoints_path"} 
     "overrides_torch_dtype",
 }
 
-_WARM_UP = (
+WARM_UP = (
     "import sys; from vllm.engine.arg_utils import EngineArgs; "
+    "from vllm.entrypoints.openai.cli_args import make_arg_parser; "
     "from vllm.utils.argparse_utils import FlexibleArgumentParser; "
     "from vllm.v1.engine.llm_engine import LLMEngine; "
-    "a = EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args(sys.argv[1:]); "
+    "a = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:]); "
     "LLMEngine.from_engine_args(EngineArgs.from_cli_args(a))"
 )
 """Starts the engine with the arguments of `vllm serve` and ends; vLLM's plugin compiles on the way.
 The arguments stay in sys.argv, where the native plugin looks for --optimization-level."""
-
-_SERVER_ONLY = (
-    "--enable-auto-tool-choice",
-    "--tool-call-parser",
-    "--reasoning-parser",
-    "--chat-template",
-    "--served-model-name",
-)
 
 
 @dataclass(frozen=True)
@@ -250,17 +243,8 @@ def _native(args: AppArgs, plan: EnginePlan, recipe: Recipe, model: str, chip: b
 
 def _engine_command(plan: EnginePlan, model: str, changed: Mapping[str, Any]) -> list[str]:
     engine = {**plan.engine_args, **{name: value for name, value in changed.items() if value}}
-    words = replace(plan, engine_args=engine).command(model, "compile")[2:]
-    kept = []
-    skip = False
-    for word in words[1:]:
-        if skip:
-            skip = False
-        elif word.split("=")[0] in _SERVER_ONLY:
-            skip = word == "--served-model-name"
-        else:
-            kept.append(word)
-    return ["python", "-c", _WARM_UP, f"--model={words[0]}", *kept]
+    _, _, where, *arguments = replace(plan, engine_args=engine).command(model, model)
+    return ["python", "-c", WARM_UP, f"--model={where}", *arguments]
 
 
 def _without(plan: EnginePlan, off: Iterable[str]) -> Any:

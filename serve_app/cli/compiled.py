@@ -27,7 +27,7 @@ from serve_app.artifacts.recipe import (
     with_versions,
 )
 from serve_app.artifacts.runner import CompileError, compile_into, run_job
-from serve_app.artifacts.store import StoreError, open_store
+from serve_app.artifacts.store import Store, StoreError, open_store
 from serve_app.artifacts.verdict import Verdict, judge
 from serve_app.backends import EnginePlan, make_plan
 from serve_app.backends.nxdi import VARIABLE
@@ -269,8 +269,12 @@ def compile_here(task: Task, chip: bool, fall_back: bool, log: Path) -> None:
     store = open_store(expand(url, os.environ, "artifacts.store")) if url else None
     with ExitStack() as held:
         held.enter_context(only_one(_place(task)))
-        target = _target(task)
-        if target is None:
+        target, ready = _target(task)
+        if ready:
+            typer.echo(f"{task.name}: {target} serves it: nothing to do")
+            if store is not None and manifests.read(target) is not None:
+                # An earlier run may have compiled for an hour and failed to publish.
+                _publish(task, store, target)
             return
         if store is not None and not held.enter_context(
             store.claim(task.recipe.key, report=lambda s, who: _waits(task.name, s, who))
@@ -290,13 +294,20 @@ def compile_here(task: Task, chip: bool, fall_back: bool, log: Path) -> None:
             typer.echo(f"{task.name}: compiled without {', '.join(dropped)}", err=True)
         typer.echo(f"{task.name}: compiled into {target}, key {task.recipe.key}")
         if store is not None:
-            with transfer(f"{task.name}: publishing") as moved:
-                store.publish(task.recipe.key, target, moved)
-            typer.echo(f"{task.name}: published to {store.name}")
+            _publish(task, store, target)
 
 
-def _target(task: Task) -> Path | None:
-    """Where to compile to; None when what is there serves.
+def _publish(task: Task, store: Store, directory: Path) -> None:
+    with transfer(f"{task.name}: publishing") as moved:
+        first = store.publish(task.recipe.key, directory, moved)
+    if first:
+        typer.echo(f"{task.name}: published to {store.name}")
+    else:
+        typer.echo(f"{task.name}: {store.name} has {task.recipe.key} already")
+
+
+def _target(task: Task) -> tuple[Path, bool]:
+    """Where to compile to, and whether what is there serves.
 
     Raises:
         ValueError: what is there does not fit, and is not to be replaced.
@@ -308,10 +319,9 @@ def _target(task: Task) -> Path | None:
             raise ValueError(f"{target}: {judged}")
         target = target.with_name(f"{target.name}-{task.recipe.key}")
         judged = judge(target, task.recipe)
-    if judged is not None:
-        typer.echo(f"{task.name}: {target} serves it: nothing to do")
-        return None
-    return target
+        if judged is not None and judged.verdict is not Verdict.USABLE:
+            raise ValueError(f"{target}: {judged}")
+    return target, judged is not None
 
 
 def _waits(name: str, seconds: float, holder: str) -> None:

@@ -32,12 +32,13 @@ _CACHE = "~/.cache/neuron-serve/artifacts"
 
 
 class CompiledModel:
-    """Of one start. `prepare`, start the engine, then `keep`; `close` in any case."""
+    """Of one start. `prepare`, start the engine, then `keep`; `close` in any case.
+
+    Raises:
+        StartupError: the store is of no known kind.
+    """
 
     def __init__(self, args: AppArgs, plan: EnginePlan, model: str, phases: Phases) -> None:
-        """Raises:
-        StartupError: the store is of no known kind.
-        """
         self._args = args.artifacts
         self._path = plan.env.get(VARIABLE)
         self._phases = phases

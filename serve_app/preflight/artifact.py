@@ -10,7 +10,7 @@ from serve_app.artifacts.recipe import recipe_of
 from serve_app.artifacts.verdict import Verdict, judge
 from serve_app.backends import EnginePlan
 from serve_app.backends.nxdi import VARIABLE
-from serve_app.config import AppArgs, Finding, Severity
+from serve_app.config import AppArgs, ConfigError, Finding, Severity
 from serve_app.config.environment import expand, references
 from serve_app.config.sources import is_directory, resolve
 from serve_app.neuron.model_facts import ModelFacts
@@ -65,7 +65,8 @@ def check_artifact(
 
 def model_directory(args: AppArgs, environment: Mapping[str, str]) -> str | None:
     """The model's files, when the configuration names a directory of this machine."""
-    if any(not environment.get(name) for name in references(args.model.where)):
-        return None
-    source = resolve(args.model.where, environment, "model.source")
+    try:
+        source = resolve(args.model.where, environment, "model.source")
+    except ConfigError:
+        return None  # of an unset variable or an unknown model another rule speaks
     return source if is_directory(source) else None

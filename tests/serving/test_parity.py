@@ -7,9 +7,12 @@ processors without native bf16, and distributed_executor_backend.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+from serve_app.artifacts.job import WARM_UP
 
 ROOT = Path(__file__).parents[2]
 CODE = """
@@ -53,3 +56,28 @@ def test_the_same_arguments_as_vllm_serve() -> None:
     different, seqs, planned = json.loads(done.stdout.splitlines()[-1])
     assert different == {}
     assert seqs == planned
+
+
+def test_the_warm_up_that_compiles_is_vllms_own_start(tmp_path: Path) -> None:
+    """The code that a compile through vLLM's plugin runs, with server arguments among the rest.
+
+    vLLM 0.29 has moved a module since the versions that Neuron has (0.13 to 0.24).
+    """
+    code = WARM_UP.replace(
+        "vllm.entrypoints.openai.cli_args", "vllm.entrypoints.launchers.cli_args"
+    )
+    log = tmp_path / "log"
+    words = ["--model=serve_app/demo_model", "--served-model-name", "x", "--dtype=float32"]
+    words += [
+        "--max-model-len=256",
+        "--enforce-eager",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser=hermes",
+    ]
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("w") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], cwd=ROOT, env=env, stdout=file, stderr=file
+        )
+    assert done.returncode == 0, log.read_text()[-2000:]
+    assert "init engine" in log.read_text()

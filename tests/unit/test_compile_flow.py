@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from serve_app.engine.errors import StartupError
 from serve_app.engine.phases import Phases
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("own_environment")
 FACTS = {
     "model_type": "qwen3",
     "architectures": ["Qwen3ForCausalLM"],
@@ -41,14 +41,6 @@ FACTS = {
     "torch_dtype": "bfloat16",
     "tie_word_embeddings": False,
 }
-
-
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
@@ -157,6 +149,29 @@ def test_a_frozen_replica_never_compiles(tmp_path: Path, model: Path) -> None:
     file = config(tmp_path, model, {}, path=tmp_path / "llm", frozen=True)
     with pytest.raises(StartupError, match=r"nothing is compiled at .*llm and artifacts\.frozen"):
         prepared(file)
+
+
+def test_a_publish_that_failed_is_made_up_for(tmp_path: Path, model: Path, tools: Path) -> None:
+    log = ("--log", tmp_path / "log")
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file where the store should be")
+    file = config(tmp_path, model, {}, path=tmp_path / "llm", store=blocked / "store")
+    done = cli("compile", file, *log, path=tools)
+    assert done.returncode == 1
+    file = config(tmp_path, model, {}, path=tmp_path / "llm")
+    assert cli("compile", file, *log, path=tools).returncode == 0
+    store = tmp_path / "store"
+    file = config(tmp_path, model, {}, path=tmp_path / "llm", store=store)
+    assert f"published to {store}" in cli("compile", file, *log, path=tools).stdout
+    again = cli("compile", file, *log, path=tools)
+    assert f"{store} has" in again.stdout
+
+
+def test_an_unknown_builtin_model_is_one_finding(tmp_path: Path) -> None:
+    file = config(tmp_path, Path("builtin:none"), {}, path=tmp_path / "llm")
+    done = cli("check", file)
+    assert done.returncode == 1
+    assert "no model 'builtin:none'" in done.stderr
 
 
 def test_frozen_needs_a_place_to_load_from(tmp_path: Path, model: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import os
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,19 +17,12 @@ from serve_app.deployments.options import deployment_options
 from serve_app.engine import engine
 from serve_app.engine.phases import Phases
 
+pytestmark = pytest.mark.usefixtures("own_environment")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 class Started(Exception):
     """Ends the replica's start where vLLM would begin; there is no chip."""
-
-
-@pytest.fixture(autouse=True)
-def _own_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
