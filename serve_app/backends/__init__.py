@@ -2,6 +2,7 @@
 
 from serve_app.backends.choice import choose_backend
 from serve_app.backends.cpu import CpuBackend
+from serve_app.backends.engines import engines, engines_of
 from serve_app.backends.neuron import NeuronBackend
 from serve_app.backends.nxdi import NxdiBackend
 from serve_app.backends.plan import Backend, EnginePlan, Machine, this_machine
@@ -15,7 +16,7 @@ BACKENDS: dict[str, Backend] = {
 
 
 def make_plan(args: AppArgs, machine: Machine | None = None) -> EnginePlan:
-    """The plan of the back end that the configuration names, or of the one that fits.
+    """The plan of one engine, by the back end that the configuration names or the one that fits.
 
     Raises:
         ConfigError: the target (instance, SDK) is not known.
@@ -31,6 +32,8 @@ __all__ = [
     "Machine",
     "Target",
     "choose_backend",
+    "engines",
+    "engines_of",
     "make_plan",
     "this_machine",
 ]

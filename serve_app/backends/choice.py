@@ -27,7 +27,7 @@ def choose_backend(args: AppArgs) -> tuple[str, str]:
     keys = extra if isinstance(extra, dict) else {}
     if "neuron_config" in keys:
         return "neuron", "backend neuron: additional_config holds neuron_config"
-    if args.engine.get("kv_transfer_config") is not None:
+    if args.prefill is not None or args.engine.get("kv_transfer_config") is not None:
         return "neuron", "backend neuron: only the native plugin transfers KV caches"
     newest = max((release(s.sdk) for s in stacks() if s.backend == "nxdi"), default=(0,))
     if args.stack.sdk and release(args.stack.sdk) > newest:

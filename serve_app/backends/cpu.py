@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.backends.plan import EnginePlan, Machine
+from serve_app.backends.transfer import disaggregated, transfer_env
 from serve_app.config import AppArgs
 
 _VLLM = "0.29"
@@ -30,6 +31,7 @@ class CpuBackend:
             # As the `vllm` command does: fork is unsafe in a process with threads.
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
             **self._processes(args, engine_args, machine, reasons),
+            **transfer_env(engine_args),
             **args.env,
         }
         actor_options: dict[str, Any] = {"num_cpus": args.resources.num_cpus}
@@ -81,8 +83,10 @@ class CpuBackend:
 
 
 def _share(args: AppArgs, machine: Machine) -> int:
-    """OpenMP threads of one replica: one core is left to the processes that serve."""
-    return max(1, (machine.cores - 1) // args.scaling.most)
+    """OpenMP threads of one replica: one core is left to the processes that serve. Engines that
+    send each other KV caches run on the same machine, so half is the other kind's."""
+    engines = args.scaling.most * (2 if disaggregated(args.engine) else 1)
+    return max(1, (machine.cores - 1) // engines)
 
 
 def _number(value: float) -> str:

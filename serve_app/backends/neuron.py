@@ -9,6 +9,7 @@ from __future__ import annotations
 from serve_app.backends.plan import EnginePlan, Machine
 from serve_app.backends.shared import MAX_NUM_SEQS, fill, neuron_plan, stack_reason
 from serve_app.backends.target import find_target, world_size
+from serve_app.backends.transfer import transfer_env
 from serve_app.config import AppArgs
 
 CONFIG = "neuron_config"
@@ -45,7 +46,7 @@ class NeuronBackend:
         executor = "mp" if world_size(engine) > 1 else "uni"
         why = "the plugin takes mp or uni"
         fill(engine, "distributed_executor_backend", executor, why, reasons)
-        env = {}
+        env = transfer_env(engine)
         if args.artifacts.compile_cache:
             env["VLLM_CACHE_ROOT"] = args.artifacts.compile_cache
         if args.artifacts.store:

@@ -29,7 +29,7 @@ from serve_app.artifacts.recipe import (
 from serve_app.artifacts.runner import CompileError, compile_into, run_job
 from serve_app.artifacts.store import Store, StoreError, open_store
 from serve_app.artifacts.verdict import Verdict, judge
-from serve_app.backends import EnginePlan, make_plan
+from serve_app.backends import EnginePlan, engines_of, make_plan
 from serve_app.backends.nxdi import VARIABLE
 from serve_app.config import AppArgs, Document
 from serve_app.config.environment import expand
@@ -81,13 +81,13 @@ def tasks(document: Document, facts: Path | None, application: str | None = None
         ValueError: nothing, or no such application.
     """
     made = []
-    for _, app in document.applications():
-        plan = make_plan(app.args)
+    for label, _, args in engines_of(document):
+        plan = make_plan(args)
         if plan.target is None:
             continue
-        model = find_model(app.args, os.environ, facts)
-        recipe = recipe_of(app.args, plan, model, model_directory(app.args, os.environ))
-        made.append(Task(app.name, app.args, plan, recipe))
+        model = find_model(args, os.environ, facts)
+        recipe = recipe_of(args, plan, model, model_directory(args, os.environ))
+        made.append(Task(label, args, plan, recipe))
     names = [task.name for task in made]
     if not made:
         raise ValueError(

@@ -229,31 +229,32 @@ def show_version() -> None:
 
 
 def _resolved(document: Document) -> dict[str, dict[str, object]]:
-    """Per application: the equal `vllm serve` line, environment and Serve options."""
-    from serve_app.backends import make_plan
+    """Per engine: the equal `vllm serve` line, environment and Serve options."""
+    from serve_app.backends import engines_of, make_plan
     from serve_app.deployments.options import deployment_options
 
     resolved: dict[str, dict[str, object]] = {}
-    for _, app in document.applications():
+    for label, deployment, args in engines_of(document):
         try:
-            plan = make_plan(app.args)
+            plan = make_plan(args)
         except ConfigError:
             continue  # the findings say why there is no plan
-        model = app.args.model
-        resolved[app.name] = {
+        model = args.model
+        resolved[label] = {
             "command": shlex.join(plan.command(model.where, model.id, model.tokenizer)),
             "environment": dict(plan.env),
-            "deployment": deployment_options(app.args, plan),
+            "deployment": deployment_options(args, plan, deployment),
             "reasons": list(plan.reasons),
         }
     return resolved
 
 
 def _memory(document: Document, model_facts: Path | None) -> dict[str, dict[str, object]]:
-    """Per application on Neuron: what one rank needs and has, in bytes."""
+    """Per engine on Neuron: what one rank needs and has, in bytes."""
+    from serve_app.backends import engines_of
     from serve_app.preflight import memory_of
 
-    estimates = {app.name: memory_of(app.args, model_facts) for _, app in document.applications()}
+    estimates = {label: memory_of(args, model_facts) for label, _, args in engines_of(document)}
     return {name: {**vars(made), "total": made.total} for name, made in estimates.items() if made}
 
 

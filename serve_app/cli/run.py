@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
-from serve_app.backends import make_plan
+from serve_app.backends import engines_of, make_plan
 from serve_app.cli.dashboard import ApplicationStatus, Dashboard, DashboardError
 from serve_app.cli.view import status_table
 from serve_app.config import Document
@@ -180,10 +180,10 @@ def _check_port(document: Document) -> None:
 def _check_resources(document: Document, there: dict[str, float]) -> None:
     """A cluster of our own does not grow: what does not fit now never will."""
     cpus = cores = 0.0
-    for _, app in document.applications():
-        replicas = app.args.scaling.num_replicas or app.args.scaling.min_replicas or 1
-        target = make_plan(app.args).target
-        cpus += replicas * app.args.resources.num_cpus
+    for _, _, args in engines_of(document):
+        replicas = args.scaling.num_replicas or args.scaling.min_replicas or 1
+        target = make_plan(args).target
+        cpus += replicas * args.resources.num_cpus
         cores += replicas * target.cores if target else 0
     if cores > there.get("neuron_cores", 0.0):
         raise RuntimeError(
@@ -199,7 +199,7 @@ def _check_resources(document: Document, there: dict[str, float]) -> None:
 
 
 def _instances(document: Document) -> str:
-    named = {app.args.instance for _, app in document.applications() if app.args.instance}
+    named = {args.instance for _, _, args in engines_of(document) if args.instance}
     return ", ".join(sorted(named))
 
 

@@ -2,7 +2,9 @@
 
 from serve_app.config.document import Document, load, parse_args
 from serve_app.config.findings import ConfigError, Finding, Severity
-from serve_app.config.model import AppArgs, Health, Limits, Model, Resources, Scaling, Startup
+from serve_app.config.model import AppArgs
+from serve_app.config.prefill import Prefill
+from serve_app.config.sections import Health, Limits, Model, Resources, Scaling, Startup
 
 __all__ = [
     "AppArgs",
@@ -12,6 +14,7 @@ __all__ = [
     "Health",
     "Limits",
     "Model",
+    "Prefill",
     "Resources",
     "Scaling",
     "Severity",

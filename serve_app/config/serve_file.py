@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from serve_app.config.faults import Faults
 from serve_app.config.findings import did_you_mean
-from serve_app.config.model import AppArgs, Strict
+from serve_app.config.model import AppArgs
+from serve_app.config.sections import Strict
 
-DEPLOYMENT = "engine"
-"""Name of the deployment that holds the engine; `deployments:` overrides refer to it."""
+ENGINE, DECODE, PREFILL = "engine", "decode", "prefill"
+"""Names of the deployments that hold engines; `deployments:` overrides refer to them. An
+application has `engine`, or with a `prefill` section `decode` and `prefill`."""
 
 DEPLOYMENT_KEYS = frozenset(
     {
@@ -72,7 +74,8 @@ class Application(Strict):
     args: AppArgs = Field(description="The model, its engine, and how it is served.")
     deployments: list[dict[str, Any]] = Field(
         default_factory=list,
-        description=f"Ray Serve's own overrides of the deployment {DEPLOYMENT!r}.",
+        description="Ray Serve's own overrides of the deployment `engine`, or with a `prefill` "
+        "section of `decode` and `prefill`.",
     )
     runtime_env: dict[str, Any] = Field(
         default_factory=dict, description="Ray's runtime environment of the application."
@@ -89,20 +92,21 @@ class Application(Strict):
         default=False, description="Ray Serve's switch for an external scaler."
     )
 
-    @field_validator("deployments")
-    @classmethod
-    def _known_overrides(cls, overrides: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    @model_validator(mode="after")
+    def _known_overrides(self) -> Application:
+        names = (DECODE, PREFILL) if self.args.prefill else (ENGINE,)
         faults = []
-        for override in overrides:
-            if override.get("name") != DEPLOYMENT:
+        for override in self.deployments:
+            if override.get("name") not in names:
                 given = override.get("name")
-                faults.append(("", f"no deployment {given!r}", f"name it {DEPLOYMENT!r}"))
+                mend = f"name it {' or '.join(map(repr, names))}"
+                faults.append(("deployments", f"no deployment {given!r}", mend))
             for key in override.keys() - DEPLOYMENT_KEYS:
                 mend = did_you_mean(key, DEPLOYMENT_KEYS)
-                faults.append(("", f"unknown key {key!r} of a deployment", mend))
+                faults.append(("deployments", f"unknown key {key!r} of a deployment", mend))
         if faults:
             raise Faults(faults)
-        return overrides
+        return self
 
 
 class ServeFile(Strict):

@@ -6,20 +6,21 @@ from typing import Any
 
 from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
-from serve_app.config.serve_file import DEPLOYMENT
+from serve_app.config.serve_file import ENGINE, PREFILL
 
 # Serve calls a replica unhealthy after 3 checks in a row have failed.
 _HEALTH_CHECK_PERIOD_S = 5.0
 _HEALTH_CHECK_TIMEOUT_S = 10.0
 _RETRY_AFTER_S = 1.0
+PREFILL_ROUTER = "serve_app.deployments.prefill_router:PrefillRouter"
 
 
-def deployment_options(args: AppArgs, plan: EnginePlan) -> dict[str, Any]:
+def deployment_options(args: AppArgs, plan: EnginePlan, name: str = ENGINE) -> dict[str, Any]:
     """Options for `serve.deployment`; `deployments:` of the config file overrides them."""
     seqs = plan.max_num_seqs
     scaling = args.scaling
     options: dict[str, Any] = {
-        "name": DEPLOYMENT,
+        "name": name,
         "ray_actor_options": {
             **plan.actor_options,
             # One event loop in the replica: a second one costs a hop between threads per token.
@@ -34,6 +35,13 @@ def deployment_options(args: AppArgs, plan: EnginePlan) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.5,
         "max_constructor_retry_count": args.startup.attempts,
     }
+    if name == PREFILL:
+        options |= {
+            # Decode replicas bound what waits here by their own limits, and each by a deadline.
+            "max_queued_requests": _given(args.limits.max_queued_requests, -1),
+            "request_router_config": {"request_router_class": PREFILL_ROUTER},
+        }
+        del options["backpressure_config"]
     if scaling.autoscaling:
         options["autoscaling_config"] = {
             "min_replicas": _given(scaling.min_replicas, 1),

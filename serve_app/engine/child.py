@@ -12,11 +12,11 @@ import json
 import logging
 import os
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from serve_app.engine.nixl import let_nixl_sleep
 from serve_app.engine.phases import WARM_UP, WEIGHTS
 
 PARENT_VARIABLE = "NEURON_SERVE_REPLICA_PID"
@@ -41,6 +41,7 @@ class StartupHandler(logging.Handler):
         replica = os.environ.get(PARENT_VARIABLE)
         if replica not in (None, str(os.getpid())):
             die_with_parent()
+            let_nixl_sleep()
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
@@ -61,17 +62,6 @@ class StartupHandler(logging.Handler):
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends, however it ends (Linux)."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def console_logging() -> None:
-    """Let vLLM's log of this process go to its standard output, as vLLM would set it up."""
-    vllm_logger = logging.getLogger("vllm")
-    if not vllm_logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter(_FORMAT, "%m-%d %H:%M:%S"))
-        vllm_logger.addHandler(handler)
-        vllm_logger.setLevel(logging.INFO)
-        vllm_logger.propagate = False
 
 
 def logging_config(path: Path) -> dict[str, Any]:

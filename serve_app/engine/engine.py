@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging.config
 import os
 import shlex
 import tempfile
@@ -19,11 +20,11 @@ from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
 from serve_app.engine.artifact import CompiledModel
-from serve_app.engine.child import PARENT_VARIABLE, console_logging, logging_config
+from serve_app.engine.child import PARENT_VARIABLE, logging_config
 from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
 from serve_app.engine.metrics import MetricsMirror
-from serve_app.engine.phases import ENGINE, READY, Phases, logger
+from serve_app.engine.phases import ENGINE, Phases, logger
 from serve_app.engine.weights import fetch
 
 if TYPE_CHECKING:
@@ -141,7 +142,6 @@ async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engin
     finally:
         if compiled is not None:
             compiled.close()
-    phases.report(READY)
     return engine
 
 
@@ -159,14 +159,9 @@ async def _start_vllm(
 
 
 def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:
-    # vLLM configures logging when it is imported, and that closes the handlers of everyone,
-    # Ray Serve's log file among them. Its processes shall do it, this one not.
-    os.environ["VLLM_CONFIGURE_LOGGING"] = "0"
-    from serve_app.engine import adapter
-
-    del os.environ["VLLM_CONFIGURE_LOGGING"]
-    console_logging()
-    with _child_events(phases) as errors:
+    with _handlers_kept():
+        from serve_app.engine import adapter
+    with _handlers_kept(), _child_events(phases) as errors:
         try:
             parsed = adapter.parse(command)
             return adapter.start(parsed, clock), parsed
@@ -176,6 +171,18 @@ def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, A
             # EngineCore's own words come first: what vLLM raises here only points to its log.
             cause = errors[0] if errors else f"{type(error).__name__}: {_first_line(error)}"
             raise StartupError(f"vLLM cannot start the model: {cause}") from error
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """vLLM and NIXL configure logging when they are imported, and logging.config.dictConfig then
+    closes the handlers of everyone, Ray Serve's log file among them."""
+    close = logging.config._clearExistingHandlers  # type: ignore[attr-defined]
+    logging.config._clearExistingHandlers = lambda: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        logging.config._clearExistingHandlers = close  # type: ignore[attr-defined]
 
 
 @contextmanager

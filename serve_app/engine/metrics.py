@@ -13,7 +13,7 @@ from ray.serve.metrics import Gauge
 
 PERIOD_S = 10.0
 """Ray's workers report to their node's agent as often (RAY_metrics_report_interval_ms)."""
-_PREFIX = "vllm:"
+_PREFIXES = ("vllm:", "neuron_serve_")
 
 
 class MetricsMirror:
@@ -29,7 +29,7 @@ class MetricsMirror:
 
     def copy(self) -> None:
         for metric in REGISTRY.collect():
-            if not metric.name.startswith(_PREFIX):
+            if not metric.name.startswith(_PREFIXES):
                 continue
             for sample in metric.samples:
                 if not sample.name.endswith("_created"):

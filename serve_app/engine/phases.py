@@ -16,6 +16,8 @@ ENGINE = "engine"
 WEIGHTS = "weights"
 WARM_UP = "warm-up"
 READY = "ready"
+PREFILL = "prefill"
+"""The engine runs, and waits for the first KV cache of each prefill replica."""
 TRANSFER_PERIOD_S = 2.0
 
 _LINE = re.compile(

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
+from serve_app.config import Prefill
 from serve_app.ingress.disconnect import DisconnectMiddleware
 from serve_app.ingress.errors import answer_in_openai_form
+from serve_app.ingress.first_byte import FirstByteMiddleware
+from serve_app.ingress.prefill import PrefillMiddleware, Prefills
 
 __all__ = ["add_ingress"]
 
 
-def add_ingress(app: FastAPI) -> None:
-    """Add to vLLM's app what serving it from a replica needs."""
+def add_ingress(
+    app: FastAPI, prefills: Prefills | None = None, policy: Prefill | None = None
+) -> None:
+    """Add to vLLM's app what serving it from a replica needs; `prefills`: with a prefill leg."""
     # vLLM's container standards have built the stack already; Starlette builds it anew.
     app.middleware_stack = None
     answer_in_openai_form(app)
+    if prefills is not None and policy is not None:
+        app.add_middleware(PrefillMiddleware, prefills=prefills, policy=policy)
+    app.add_middleware(FirstByteMiddleware)
     app.add_middleware(DisconnectMiddleware)

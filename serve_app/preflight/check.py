@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from serve_app.backends import make_plan
+from serve_app.backends import engines, make_plan
 from serve_app.config import AppArgs, ConfigError, Document, Finding
 from serve_app.config.environment import references, unset
+from serve_app.config.serve_file import DECODE, PREFILL
 from serve_app.neuron.memory import Memory
+from serve_app.preflight.disaggregation import check_disaggregation
 from serve_app.preflight.model_directory import check_model
 
 
@@ -37,6 +39,22 @@ def check_application(
     model_facts: Path | None = None,
 ) -> list[Finding]:
     """The findings of one application. The replica runs the same before it loads a model."""
+    parts = engines(args)
+    if args.prefill is None:
+        return _check_engine(args, environment, model_facts)
+    decode = _check_engine(parts[DECODE], environment, model_facts)
+    known = {(finding.rule, finding.message) for finding in decode}
+    prefill = [
+        finding.under("prefill")
+        for finding in _check_engine(parts[PREFILL], environment, model_facts)
+        if (finding.rule, finding.message) not in known
+    ]
+    return [*check_disaggregation(args, parts), *decode, *prefill]
+
+
+def _check_engine(
+    args: AppArgs, environment: Mapping[str, str], model_facts: Path | None
+) -> list[Finding]:
     findings = [*_environment(args, environment), *check_model(args, environment)]
     try:
         plan = make_plan(args)
@@ -50,7 +68,7 @@ def check_application(
 
 
 def memory_of(args: AppArgs, model_facts: Path | None = None) -> Memory | None:
-    """Device memory of one rank; None on the processor or when too little is known."""
+    """Device memory of one rank of an engine; None on the processor or if too little is known."""
     try:
         plan = make_plan(args)
         if plan.target is None:

@@ -1,0 +1,239 @@
+"""Between a client and the decode engine: has the prompt prefilled elsewhere first."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.config import Prefill
+from serve_app.ingress.kv_transfer import (
+    PARAMS,
+    ROUTES,
+    decode_request,
+    prefill_request,
+    prompt_tokens,
+    whole,
+)
+
+_FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+SPLIT = Counter("neuron_serve_pd_requests", "Requests whose prompt a prefill replica computed.")
+WHOLE = Counter(
+    "neuron_serve_pd_whole",
+    "Requests that the decode engine served alone, as they cannot or need not be split.",
+    ["reason"],
+)
+FALLBACKS = Counter(
+    "neuron_serve_pd_fallbacks",
+    "Requests whose prefill failed, by what happened; see the setting prefill.fallback.",
+    ["reason"],
+)
+WAIT = Histogram(
+    "neuron_serve_pd_wait_seconds",
+    "From the request to the start of its prefill: choice of a replica, queue, network.",
+    buckets=_SECONDS,
+)
+COMPUTE = Histogram(
+    "neuron_serve_pd_prefill_seconds",
+    "Inside the prefill replica: its engine's queue and the prompt's computation.",
+    buckets=_SECONDS,
+)
+FIRST = Histogram(
+    "neuron_serve_pd_first_token_seconds",
+    "From the end of the prefill to the first byte: transfer (vllm:nixl_xfer_time_seconds), the "
+    "decode engine's queue and its first step.",
+    buckets=_SECONDS,
+)
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A request to a prefill replica."""
+
+    path: str
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    tokens: int
+    """About how many the prompt has; replicas are chosen by it."""
+    session: str | None = None
+    """Requests of one session go to one replica."""
+    replica: str | None = None
+    """This replica and no other: the transfer before the first user's."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prefill replica's answer."""
+
+    status: int
+    body: bytes
+    seconds: float
+    """Spent inside the replica."""
+
+
+class Unavailable(Exception):
+    """No prefill replica answered; the reason is a word for metrics: full, timeout, dead, none."""
+
+
+Prefills = Callable[[Leg], Awaitable[Answer]]
+"""Sends a leg to a prefill replica. Raises Unavailable."""
+
+
+class PrefillMiddleware:
+    """Splits requests of completions and chat; lets everything else through.
+
+    It sees each request once and no token: what the decode engine streams passes as it is.
+    """
+
+    def __init__(self, app: ASGIApp, prefills: Prefills, policy: Prefill) -> None:
+        self.app = app
+        self._prefills = prefills
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        raw = await _read(receive)
+        if raw is None:
+            return None  # the client is gone
+        request = _parse(raw)
+        if request is not None and PARAMS in request:
+            message = f"{PARAMS} is not a client's to set: this server sets it by itself."
+            return await _refuse(400, message, PARAMS)(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if request is not None and path in ROUTES:
+            reason = whole(path, request)
+            if reason is None and prompt_tokens(request) < self._policy.min_prompt_tokens:
+                reason = "short prompt"
+            if reason is None:
+                return await self._split(scope, receive, send, path, request, raw)
+            if self._policy.fallback == "error":
+                message = f"This server cannot serve {reason}: prefill and decode are apart."
+                return await _refuse(400, message, None)(scope, receive, send)
+            WHOLE.labels(reason).inc()
+        return await self.app(scope, _replay(raw, receive), send)
+
+    async def _split(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        path: str,
+        request: dict[str, Any],
+        raw: bytes,
+    ) -> None:
+        scope, headers = _with_request_id(scope)
+        leg = Leg(
+            path,
+            json.dumps(prefill_request(request)).encode(),
+            tuple((k.encode(), headers[k].encode()) for k in _FORWARDED if k in headers),
+            prompt_tokens(request),
+            self._session(headers, request),
+        )
+        begin = time.monotonic()
+        try:
+            answer = await self._prefills(leg)
+            params = _params(answer)
+        except Unavailable as error:
+            FALLBACKS.labels(str(error)).inc()
+            if self._policy.fallback == "error":
+                message = f"No prefill replica answered ({error}). Try again."
+                return await _refuse(503, message, None)(scope, receive, send)
+            return await self.app(scope, _replay(raw, receive), send)
+        done = time.monotonic()
+        SPLIT.inc()
+        WAIT.observe(max(0.0, done - begin - answer.seconds))
+        COMPUTE.observe(answer.seconds)
+        if params is None:
+            # The engine that generates says in its own words what is wrong with the request.
+            return await self.app(scope, _replay(raw, receive), send)
+        first = False
+
+        async def timed(message: Message) -> None:
+            nonlocal first
+            if not first and message["type"] == "http.response.body":
+                first = True
+                FIRST.observe(time.monotonic() - done)
+            await send(message)
+
+        body = json.dumps(decode_request(request, params)).encode()
+        return await self.app(scope, _replay(body, receive), timed)
+
+    def _session(self, headers: Headers, request: dict[str, Any]) -> str | None:
+        if self._policy.routing != "session":
+            return None
+        session = headers.get("x-session-id") or request.get("prompt_cache_key")
+        return session if isinstance(session, str) and session else None
+
+
+def _params(answer: Answer) -> dict[str, Any] | None:
+    """`kv_transfer_params`; None where the prefill engine refuses the request itself (4xx)."""
+    if 400 <= answer.status < 500:
+        return None
+    if answer.status != 200:
+        raise Unavailable("failed")
+    params = json.loads(answer.body).get(PARAMS)
+    if not isinstance(params, dict):
+        raise Unavailable("failed")
+    return params
+
+
+def _with_request_id(scope: Scope) -> tuple[Scope, Headers]:
+    """One id for both legs: the client's, or a new one."""
+    headers = Headers(scope=scope)
+    if "x-request-id" in headers:
+        return scope, headers
+    given = (b"x-request-id", uuid.uuid4().hex.encode())
+    scope = {**scope, "headers": [*scope["headers"], given]}
+    return scope, Headers(scope=scope)
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """The JSON object, or None: vLLM's app says what is wrong with anything else."""
+    try:
+        request = json.loads(raw)
+    except ValueError:
+        return None
+    return request if isinstance(request, dict) else None
+
+
+async def _read(receive: Receive) -> bytes | None:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Receives `body`, then what the client says next: that it leaves."""
+    sent = False
+
+    async def replayed() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+def _refuse(status: int, message: str, param: str | None) -> JSONResponse:
+    kind = "BadRequestError" if status < 500 else "ServiceUnavailableError"
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    headers = {"retry-after": "1"} if status == 503 else None
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
