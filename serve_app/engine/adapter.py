@@ -8,6 +8,7 @@ Where the versions differ, the difference is named once, here:
 from __future__ import annotations
 
 from argparse import Namespace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vllm
@@ -84,13 +85,14 @@ async def serving_app(engine: AsyncLLM, args: Namespace) -> FastAPI:
     if VERSION < (0, 16):
         app = build_app(args)
         await init_app_state(engine, app.state, args)
-        return app
-    app = (
-        build_app(args, tasks, engine.model_config)
-        if VERSION >= (0, 24)
-        else build_app(args, tasks)
-    )
-    await init_app_state(engine, app.state, args, tasks)
+    elif VERSION < (0, 24):
+        app = build_app(args, tasks)
+        await init_app_state(engine, app.state, args, tasks)
+    else:
+        app = build_app(args, tasks, engine.model_config)
+        await init_app_state(engine, app.state, args, tasks)
+    # What vLLM's handler of a dead engine tells to exit; the replica sees to that by itself.
+    app.state.server = SimpleNamespace(should_exit=False)
     return app
 
 

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _POLL_S = 0.5
+_WATCH_S = 0.25
+_LAST_WORDS_S = 0.5
+"""Within it the requests that the engine had get their error."""
 
 
 class StepClock:
@@ -69,6 +72,16 @@ class Engine:
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
         self._mirror = asyncio.create_task(MetricsMirror().run())
+        self._watch = asyncio.create_task(self._end_when_dead())
+
+    async def _end_when_dead(self) -> None:
+        """End this process soon after its engine, so that balancers leave it at once: one that
+        answers every request with an error is the least busy of all."""
+        while not self._llm.errored:
+            await asyncio.sleep(_WATCH_S)
+        logger.error("the engine is dead: EngineCore has exited; so does this replica")
+        await asyncio.sleep(_LAST_WORDS_S)
+        os._exit(1)
 
     async def check_health(self) -> None:
         """Raise when the engine is dead, or alive but frozen.
@@ -108,6 +121,7 @@ class Engine:
         """End EngineCore and its workers."""
         self._stop_probe()
         self._mirror.cancel()
+        self._watch.cancel()
         self._llm.shutdown()
 
 
