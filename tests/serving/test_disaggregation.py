@@ -1,0 +1,266 @@
+"""Prefill and decode apart, for real: two of each, NIXL between them, and faults of every kind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.serving.conftest import HTTP, MODEL, Stack, free_port, start
+from tests.serving.disaggregated import (
+    CONFIG,
+    LIMIT,
+    Answer,
+    alone,
+    ask_all,
+    completion,
+    engine_of,
+    replicas,
+    scrape,
+    tokens,
+    wait_until,
+)
+
+pytestmark = pytest.mark.timeout(600)
+REPLACED_S = 240
+
+
+@pytest.fixture(scope="module")
+def pd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """`neuron-serve run` of two prefill and two decode replicas."""
+    directory = tmp_path_factory.mktemp("pd")
+    port = free_port()
+    config = directory / "pd.yaml"
+    config.write_text(CONFIG.format(port=port))
+    command = str(Path(sys.executable).with_name("neuron-serve"))
+    running = start([command, "run", str(config)], port, directory / "log")
+    try:
+        running.wait_until_ready(400)
+        wait_until(lambda: "ready in" in running.log.read_text(), 400, running.log.read_text)
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+
+
+def whole_again(pd: Stack) -> None:
+    """Two of each, and each decode replica has a KV cache of each prefill replica."""
+
+    def healthy() -> bool:
+        there = len(replicas(pd, "prefill")) == len(replicas(pd, "decode")) == 2
+        if there:
+            time.sleep(3)  # `neuron-serve run` looks every two seconds
+        return there and pd.log.read_text().rstrip().endswith("RUNNING")
+
+    wait_until(healthy, REPLACED_S, lambda: pd.log.read_text()[-2000:])
+
+
+def test_200_answers_equal_the_single_engines(pd: Stack) -> None:
+    lengths = [1, 2, 3, 17, 127, 128, 129, 255, 256, 400, 700, LIMIT - 20]
+    bodies = [
+        completion(tokens(lengths[i % len(lengths)], seed=i), stream=i % 2 == 0) for i in range(200)
+    ]
+    moved, alone_here = transferred(pd), fallbacks(pd)
+    answers = ask_all(pd.url, bodies, 32)
+    assert [a for a in answers if not a.complete or a.finish != "length"] == []
+    moved, alone_here = transferred(pd) - moved, fallbacks(pd) - alone_here
+    assert moved + alone_here == 200
+    assert moved >= 180  # a loaded machine may miss a deadline
+    assert [answer.text for answer in answers] == alone(pd.url, bodies)
+    assert failures(pd) == 0
+
+
+def test_each_prefill_replica_works(pd: Stack) -> None:
+    def both() -> bool:
+        computed = scrape("ray_vllm_prompt_tokens_total")["prefill"]
+        return len(computed) == 2 and min(computed.values()) > 1000
+
+    wait_until(both, 60, lambda: scrape("ray_vllm_prompt_tokens_total"))
+
+
+def test_the_protocols_corners(pd: Stack) -> None:
+    """What is split and what is not answers the same as one engine does."""
+    url = f"{pd.url}/v1/completions"
+    prompt = tokens(150, seed=1001)
+    reference = HTTP.post(url, json=completion(prompt, prompt_logprobs=0)).json()["choices"][0]
+    for more in (
+        {"n": 2},
+        {"logprobs": 2},
+        {"stop": ["zzzz"]},
+        {"min_tokens": 5},
+        {"echo": True},
+        {"response_format": {"type": "text"}},
+        {"return_token_ids": True},
+    ):
+        answer = HTTP.post(url, json=completion(prompt, **more))
+        assert answer.status_code == 200, (more, answer.text)
+        for choice in answer.json()["choices"]:
+            assert choice["text"].endswith(reference["text"]), more
+    several = HTTP.post(url, json=completion([prompt, prompt]))  # type: ignore[arg-type]
+    assert [c["text"] for c in several.json()["choices"]] == [reference["text"]] * 2
+
+
+def test_chat_with_tools(pd: Stack) -> None:
+    url = f"{pd.url}/v1/chat/completions"
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = {"name": "get_weather", "description": "Weather", "parameters": parameters}
+    chat = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": function}],
+        "temperature": 0,
+        "max_completion_tokens": 60,
+    }
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("auto", "none", "required", named):
+        body = {**chat, "tool_choice": choice}
+        answer = HTTP.post(url, json=body)
+        single = HTTP.post(url, json={**body, "prompt_logprobs": 0})
+        assert answer.status_code == single.status_code == 200, (choice, answer.text)
+        messages = [reply.json()["choices"][0]["message"] for reply in (answer, single)]
+        for message in messages:
+            for call in message.get("tool_calls") or ():
+                call["id"] = ""
+        assert messages[0] == messages[1], choice
+
+
+def test_what_is_not_a_clients_to_say(pd: Stack) -> None:
+    body = completion([1, 2, 3], kv_transfer_params={"do_remote_prefill": True})
+    answer = HTTP.post(f"{pd.url}/v1/completions", json=body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "kv_transfer_params"
+
+
+def test_bad_requests_are_refused_in_vllms_words(pd: Stack) -> None:
+    for body in (
+        completion(tokens(LIMIT + 1, seed=1)),
+        completion(tokens(500, seed=2), max_tokens=LIMIT),
+        {**completion([1]), "model": "unknown"},
+        {**completion([1]), "temperature": "warm"},
+    ):
+        answer = HTTP.post(f"{pd.url}/v1/completions", json=body)
+        assert 400 <= answer.status_code < 500, answer.text
+        assert answer.json()["error"]["message"]
+
+
+def burst(
+    pd: Stack, count: int, seed: int, meanwhile: Callable[[], Awaitable[None]]
+) -> list[Answer]:
+    """Requests while something breaks; what looks complete must be right."""
+    bodies = [
+        completion(tokens(100 + 7 * i, seed=seed + i), 40, stream=i % 2 == 0) for i in range(count)
+    ]
+    expected = alone(pd.url, bodies)
+    answers = ask_all(pd.url, bodies, 16, meanwhile)
+    for answer, text in zip(answers, expected, strict=True):
+        assert answer.seconds < 60, answer
+        assert answer.complete != answer.failed, answer
+        if answer.complete:
+            assert (answer.text, answer.finish) == (text, "length")
+        else:
+            assert not answer.done
+    return answers
+
+
+async def after(seconds: float, act: Callable[[], object]) -> None:
+    await asyncio.sleep(seconds)
+    act()
+
+
+def test_a_frozen_prefill_engine_costs_a_deadline_and_no_answer(pd: Stack) -> None:
+    before = fallbacks(pd)
+    engine = engine_of(replicas(pd, "prefill")[0])
+
+    async def freeze() -> None:
+        await after(0.3, engine.suspend)
+        await after(13, engine.resume)
+
+    answers = burst(pd, 50, 2000, freeze)
+    assert all(answer.complete for answer in answers), answers
+    assert fallbacks(pd) > before
+
+
+@pytest.mark.parametrize("victim", ["replica", "engine"])
+def test_a_prefill_replica_killed_mid_way_costs_no_answer(pd: Stack, victim: str) -> None:
+    replica = replicas(pd, "prefill")[0]
+    process = replica if victim == "replica" else engine_of(replica)
+    answers = burst(pd, 50, 3000, lambda: after(0.5, process.kill))
+    assert all(answer.complete for answer in answers), answers
+    whole_again(pd)
+
+
+@pytest.mark.parametrize("victim", ["replica", "engine"])
+def test_a_decode_replica_killed_mid_way_shows(pd: Stack, victim: str) -> None:
+    """The answers that it had begun fail visibly; the others are right."""
+    replica = replicas(pd, "decode")[0]
+    process = replica if victim == "replica" else engine_of(replica)
+    answers = burst(pd, 50, 4000, lambda: after(0.7, process.kill))
+    failed = [answer for answer in answers if answer.failed]
+    assert len(failed) <= 16, answers  # no more than were under way
+    whole_again(pd)
+
+
+def test_clients_that_leave_free_every_block(pd: Stack) -> None:
+    """At every stage: in the prefill, between, in the transfer, in the generation."""
+
+    async def leave() -> None:
+        chosen = random.Random(5)
+        limits = httpx.Limits(max_connections=16)
+        async with httpx.AsyncClient(limits=limits, timeout=60, verify=False) as client:
+
+            async def one(i: int) -> None:
+                body = completion(tokens(600, seed=5000 + i), 200, stream=i % 2 == 0)
+                post = client.post(f"{pd.url}/v1/completions", json=body)
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(post, chosen.uniform(0.005, 0.6))
+
+            for i in range(0, 64, 8):
+                await asyncio.gather(*(one(i + j) for j in range(8)), return_exceptions=True)
+
+    asyncio.run(leave())
+    assert all(answer.complete for answer in burst(pd, 20, 6000, nothing))
+
+    def free() -> bool:
+        # A small request per engine: vLLM refreshes the figures when it works.
+        ask_all(pd.url, [completion(tokens(3, seed=random.randrange(10**9)), 1)] * 8, 8)
+        usage = scrape("ray_vllm_kv_cache_usage_perc")
+        return {len(usage["prefill"]), len(usage["decode"])} == {2} and all(
+            value == 0 for part in usage.values() for value in part.values()
+        )
+
+    wait_until(free, 90, lambda: scrape("ray_vllm_kv_cache_usage_perc"))
+
+
+async def nothing() -> None: ...
+
+
+def samples(pd: Stack, name: str) -> float:
+    """A counter's sum over the decode replicas, asked at their own ports."""
+    total = 0.0
+    for replica in replicas(pd, "decode"):
+        for connection in replica.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and 30000 <= connection.laddr.port < 31000:
+                url = f"http://127.0.0.1:{connection.laddr.port}/metrics"
+                for line in HTTP.get(url).text.splitlines():
+                    if line.startswith((f"{name} ", f"{name}{{")):
+                        total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def transferred(pd: Stack) -> float:
+    return samples(pd, "vllm:nixl_xfer_time_seconds_count")
+
+
+def failures(pd: Stack) -> float:
+    return samples(pd, "vllm:nixl_num_failed_transfers_total")
+
+
+def fallbacks(pd: Stack) -> float:
+    return samples(pd, "neuron_serve_pd_fallbacks_total")
