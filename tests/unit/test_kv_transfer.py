@@ -30,11 +30,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-NAMES = (
-    "n best_of use_beam_search prompt_logprobs echo logprobs prompt prompt_embeds messages "
-    "max_tokens max_completion_tokens truncate_prompt_tokens vllm_xargs sampling_params stop "
-    "stream stream_options tools tool_choice response_format min_tokens kv_transfer_params"
-).split()
+NAMES = ["n", "best_of", "use_beam_search", "prompt_logprobs", "echo", "logprobs"]
+NAMES += ["prompt", "prompt_embeds", "messages", "max_tokens", "max_completion_tokens"]
+NAMES += ["truncate_prompt_tokens", "vllm_xargs", "sampling_params", "stop", "stream", PARAMS]
 JUNK = st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON, max_size=8)
 PATHS = st.sampled_from([COMPLETIONS, CHAT])
 HELLO = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}

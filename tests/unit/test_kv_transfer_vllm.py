@@ -168,7 +168,7 @@ def test_both_engines_have_the_same_tokens(case: tuple[str, dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("value", ["x", ["x"], 1])
 def test_vllm_would_take_a_clients_params_from_its_xargs(value: Any) -> None:
-    """Then the connector asks text for `.get`, and the engine dies; so such requests are refused."""
+    """Then the connector asks text for `.get`, and the engine dies: such requests are refused."""
     request = {"prompt": "p", "n": 2, "vllm_xargs": {PARAMS: value}}
     assert sampling(COMPLETIONS, deepcopy(request)).extra_args == {PARAMS: value}
     assert brings_params(request)
