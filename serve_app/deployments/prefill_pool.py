@@ -6,10 +6,10 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import ClassVar
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.ingress.kv_transfer import COMPLETIONS, PARAMS, decode_request, prefill_request
@@ -35,6 +35,28 @@ class Replicas:
     """Ids of the replicas that Serve says are up."""
     warm: ClassVar[frozenset[str]] = frozenset()
     """Ids of those whose first KV cache has arrived here; only these get users' requests."""
+    taken: ClassVar[set[int]] = set()
+    """id() of the legs that a replica has taken; one that Serve stops still answers them."""
+
+
+def _anyone_for(leg: Leg) -> bool:
+    if leg.replica is not None:
+        return leg.replica in Replicas.running
+    return bool(Replicas.warm & Replicas.running)
+
+
+async def _answer(response: Awaitable[Answer], leg: Leg) -> Answer:
+    """The answer, unless all that could take the leg go while it waits for one of them."""
+    answer = asyncio.ensure_future(response)
+    # Cancelled, Ray's response raises an error, which nobody is there to look at.
+    answer.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        while not (await asyncio.wait((answer,), timeout=_LOOK_S))[0]:
+            if id(leg) not in Replicas.taken and not _anyone_for(leg):
+                raise Unavailable("none")
+        return answer.result()
+    finally:
+        answer.cancel()
 
 
 class PrefillPool:
@@ -53,24 +75,36 @@ class PrefillPool:
             Unavailable: none has sent a KV cache here yet, all are full, the one chosen died, or
                 the time is up.
         """
-        if leg.replica is None and not Replicas.warm & Replicas.running:
+        if not _anyone_for(leg):
             raise Unavailable("none")
         timeout = self._timeout_s if leg.replica is None else _WARM_TIMEOUT_S
-        response = self._legs.remote(leg)
+        response = None
         try:
+            response = self._legs.remote(leg)
             async with asyncio.timeout(timeout):
-                answer: Answer = await response
-                return answer
+                answer = await _answer(response, leg)
+            response = None
+            return answer
         except TimeoutError:
-            response.cancel()
             raise Unavailable("timeout") from None
         except BackPressureError:
             raise Unavailable("full") from None
-        except (RayError, RayServeException):
-            raise Unavailable("dead") from None
-        except asyncio.CancelledError:
-            response.cancel()
+        except Unavailable:
             raise
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not this task: the one in the replica was cancelled, and Ray tells it in this way.
+            raise Unavailable("dead") from None
+        except Exception as error:  # Ray's errors have no common base: over gRPC not even Ray's
+            logger.warning("a prefill replica failed: %s", type(error).__name__)
+            raise Unavailable("dead") from None
+        finally:
+            Replicas.taken.discard(id(leg))
+            if response is not None:
+                with suppress(Exception):  # it raises what the response has failed with
+                    response.cancel()
 
     async def warm_up(self, decode: Decode) -> int:
         """Have every running replica that has not yet done so send a KV cache; how many have.
@@ -81,7 +115,7 @@ class PrefillPool:
         for replica in sorted(Replicas.running - Replicas.warm):
             try:
                 await self._transfer(replica, decode)
-            except (Unavailable, RuntimeError) as error:
+            except Exception as error:  # also whatever this replica's own app raises
                 if replica not in self._failed:
                     self._failed.add(replica)
                     logger.warning("prefill replica %s sends no KV cache: %s", replica, error)

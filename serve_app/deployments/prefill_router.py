@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import random
 from typing import Any
@@ -23,7 +24,6 @@ class PrefillRouter(RequestRouter):  # type: ignore[misc]
     def initialize_state(self, **kwargs: Any) -> None:
         """Called by Ray after the constructor."""
         self._tokens: dict[ReplicaID, int] = {}
-        self._legs: dict[str, tuple[ReplicaID, int]] = {}
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Replicas have come or gone."""
@@ -60,18 +60,25 @@ class PrefillRouter(RequestRouter):  # type: ignore[misc]
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """Count the prompt."""
-        leg = pending_request.args[0]
-        if isinstance(leg, Leg):
-            self._legs[pending_request.metadata.internal_request_id] = (replica_id, leg.tokens)
-            self._tokens[replica_id] = self._tokens.get(replica_id, 0) + leg.tokens
+        """Count the prompt until its result is there.
 
-    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """The prompt is done, or its replica."""
-        replica, tokens = self._legs.pop(internal_request_id, (replica_id, 0))
-        self._tokens[replica] = self._tokens.get(replica, 0) - tokens
-        if self._tokens[replica] <= 0:
-            del self._tokens[replica]
+        `on_request_completed` would not do: it also comes, with the same id and maybe later, for
+        replicas that have rejected the request.
+        """
+        leg = pending_request.args[0]
+        if not isinstance(leg, Leg):
+            return
+        Replicas.taken.add(id(leg))
+        self._tokens[replica_id] = self._tokens.get(replica_id, 0) + leg.tokens
+        loop = asyncio.get_running_loop()
+        # Ray calls back from a thread of its own.
+        result.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done, replica_id, leg))
+
+    def _done(self, replica_id: ReplicaID, leg: Leg) -> None:
+        Replicas.taken.discard(id(leg))
+        left = self._tokens.pop(replica_id, 0) - leg.tokens
+        if left > 0:
+            self._tokens[replica_id] = left
 
 
 def _weight(session: str, replica: str) -> bytes:

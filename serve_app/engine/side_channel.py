@@ -27,29 +27,38 @@ def claim_side_channel(
     Raises:
         StartupError: all are taken.
     """
+    environment.setdefault(HOST, host)
+    if PORT in environment:
+        return
     for turn in range(slots):
         port = first + (slot + turn) % slots * ports
-        if _claim(port) and all(_free(host, port + extra) for extra in range(ports)):
-            environment.setdefault(HOST, host)
-            environment.setdefault(PORT, str(port))
+        lock = _claim(port)
+        if lock is None:
+            continue
+        if all(_free(host, port + extra) for extra in range(ports)):
+            _held.append(lock)
+            environment[PORT] = str(port)
             return
+        os.close(lock)
     raise StartupError(
         f"the ports {first} to {first + slots * ports - 1} of {host} are taken "
         "-> set prefill.transfer.port"
     )
 
 
-def _claim(port: int) -> bool:
-    """vLLM opens the port only minutes later, so a lock holds it until this process ends."""
+def _claim(port: int) -> int | None:
+    """vLLM opens the port only minutes later, so a lock holds it until this process ends.
+
+    Returns the lock's file descriptor; None when another process has it.
+    """
     path = Path(tempfile.gettempdir(), f"neuron-serve-side-channel-{os.getuid()}-{port}.lock")
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        return False
-    _held.append(descriptor)
-    return True
+        return None
+    return descriptor
 
 
 def _free(host: str, port: int) -> bool:

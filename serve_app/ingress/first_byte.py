@@ -12,6 +12,7 @@ import json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ERROR = b'data: {"error"'
+_OF_A_STREAM = (b"content-type", b"content-length", b"transfer-encoding", b"cache-control")
 
 
 class FirstByteMiddleware:
@@ -39,7 +40,7 @@ class FirstByteMiddleware:
                 body = message.get("body", b"")
                 failed = body.startswith(_ERROR)
                 if failed and head is not None:
-                    await _send_error(body, send)
+                    await _send_error(head, body, send)
                     return
                 if head is not None and (body or not message.get("more_body")):
                     await send(head)
@@ -60,11 +61,14 @@ def _is_stream(start: Message) -> bool:
     )
 
 
-async def _send_error(event: bytes, send: Send) -> None:
-    error = json.loads(event.removeprefix(b"data: ").split(b"\n\n", 1)[0])
-    code = error["error"].get("code")
-    body = json.dumps(error).encode()
+async def _send_error(head: Message, event: bytes, send: Send) -> None:
+    body = event.removeprefix(b"data: ").split(b"\n\n", 1)[0]
+    try:
+        code = json.loads(body)["error"]["code"]
+    except (KeyError, TypeError, ValueError):
+        code = None
     headers = [
+        *((name, value) for name, value in head["headers"] if name.lower() not in _OF_A_STREAM),
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
     ]

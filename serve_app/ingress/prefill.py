@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -11,20 +12,21 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import Prefill
 from serve_app.ingress.kv_transfer import (
     PARAMS,
     ROUTES,
+    brings_params,
     decode_request,
     prefill_request,
     prompt_tokens,
     whole,
 )
 
-_FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
+_FORWARDED = (b"authorization", b"x-request-id", b"traceparent", b"tracestate")
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 SPLIT = Counter("neuron_serve_pd_requests", "Requests whose prompt a prefill replica computed.")
@@ -107,7 +109,7 @@ class PrefillMiddleware:
         if raw is None:
             return None  # the client is gone
         request = _parse(raw)
-        if request is not None and PARAMS in request:
+        if request is not None and brings_params(request):
             message = f"{PARAMS} is not a client's to set: this server sets it by itself."
             return await _refuse(400, message, PARAMS)(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -136,13 +138,15 @@ class PrefillMiddleware:
         leg = Leg(
             path,
             json.dumps(prefill_request(request)).encode(),
-            tuple((k.encode(), headers[k].encode()) for k in _FORWARDED if k in headers),
+            tuple((name, value) for name, value in scope["headers"] if name in _FORWARDED),
             prompt_tokens(request),
             self._session(headers, request),
         )
         begin = time.monotonic()
         try:
-            answer = await self._prefills(leg)
+            answer = await _unless_gone(receive, self._prefills(leg))
+            if answer is None:
+                return None  # the client is gone
             params = _params(answer)
         except Unavailable as error:
             FALLBACKS.labels(str(error)).inc()
@@ -150,13 +154,16 @@ class PrefillMiddleware:
                 message = f"No prefill replica answered ({error}). Try again."
                 return await _refuse(503, message, None)(scope, receive, send)
             return await self.app(scope, _replay(raw, receive), send)
+        if params is None:
+            if self._policy.fallback == "error":
+                refusal = Response(answer.body, answer.status, media_type="application/json")
+                return await refusal(scope, receive, send)
+            # The engine that generates says in its own words what is wrong with the request.
+            return await self.app(scope, _replay(raw, receive), send)
         done = time.monotonic()
         SPLIT.inc()
         WAIT.observe(max(0.0, done - begin - answer.seconds))
         COMPUTE.observe(answer.seconds)
-        if params is None:
-            # The engine that generates says in its own words what is wrong with the request.
-            return await self.app(scope, _replay(raw, receive), send)
         first = False
 
         async def timed(message: Message) -> None:
@@ -167,7 +174,9 @@ class PrefillMiddleware:
             await send(message)
 
         body = json.dumps(decode_request(request, params)).encode()
-        return await self.app(scope, _replay(body, receive), timed)
+        # Of an answer that is not streamed the first byte is the last, too.
+        watched = timed if request.get("stream") else send
+        return await self.app(_with_length(scope, body), _replay(body, receive), watched)
 
     def _session(self, headers: Headers, request: dict[str, Any]) -> str | None:
         if self._policy.routing != "session":
@@ -182,10 +191,26 @@ def _params(answer: Answer) -> dict[str, Any] | None:
         return None
     if answer.status != 200:
         raise Unavailable("failed")
-    params = json.loads(answer.body).get(PARAMS)
+    params = (_parse(answer.body) or {}).get(PARAMS)
     if not isinstance(params, dict):
         raise Unavailable("failed")
     return params
+
+
+async def _unless_gone(receive: Receive, answer: Awaitable[Answer]) -> Answer | None:
+    """The answer; None, and nobody waits for it any longer, when the client leaves before."""
+    leg, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_left(receive))
+    try:
+        await asyncio.wait((leg, gone), return_when=asyncio.FIRST_COMPLETED)
+        return leg.result() if leg.done() else None
+    finally:
+        leg.cancel()
+        gone.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _with_request_id(scope: Scope) -> tuple[Scope, Headers]:
@@ -198,11 +223,18 @@ def _with_request_id(scope: Scope) -> tuple[Scope, Headers]:
     return scope, Headers(scope=scope)
 
 
+def _with_length(scope: Scope, body: bytes) -> Scope:
+    """The body is another one than the client's."""
+    length = str(len(body)).encode()
+    headers = [(k, length if k == b"content-length" else v) for k, v in scope["headers"]]
+    return {**scope, "headers": headers}
+
+
 def _parse(raw: bytes) -> dict[str, Any] | None:
     """The JSON object, or None: vLLM's app says what is wrong with anything else."""
     try:
         request = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return request if isinstance(request, dict) else None
 
