@@ -55,13 +55,10 @@ def check_application(
     parts = engines(args)
     pair = _pair(args.prefill, parts, environment, model_facts, file, name)
     found = [] if pair is None else list(_check_pair(pair))
-    if any(finding.rule == BACKEND for finding in found):
-        # No pair at all: nothing more to say than of one engine that does both.
-        alone = args.model_copy(update={"prefill": None})
-        return [*found, *_check_engine(alone, environment, model_facts)]
-    decode, prefill = (
-        _check_engine(parts[name], environment, model_facts) for name in (DECODE, PREFILL)
-    )
+    decode = _check_engine(parts[DECODE], environment, model_facts)
+    if any(finding.rule == BACKEND for finding in found):  # no pair: what decode is suffices
+        return [*found, *merge(args.prefill, decode, [])]
+    prefill = _check_engine(parts[PREFILL], environment, model_facts)
     return [*found, *merge(args.prefill, decode, prefill)]
 
 

@@ -236,7 +236,7 @@ def _copied_heads(pair: Pair, decode: int, prefill: int) -> bool:
     Severity.ERROR,
     "Context parallelism of both engines fits together",
     "aws-neuron-sdk vllm-neuron/docs/design/parallelism/dcp.md Transfer Topologies; "
-    f"{_DESIGN} DCP Prefill Server",
+    "vLLM 0.29 nixl/base_worker.py (DCP sizes must divide one another)",
     NATIVE,
 )
 def context_parallel(pair: Pair) -> Iterator[Trip]:
@@ -248,10 +248,6 @@ def context_parallel(pair: Pair) -> Iterator[Trip]:
         message = f"{name} is {prefill} for prefill, which decode's {decode} does not divide"
         severity = None if decode % prefill else Severity.WARNING  # vLLM 0.29 takes it
         yield Trip(message, f"use 1, {decode} or a multiple for prefill", path, severity)
-    elif prefill > 1 and not pair.prefill.neuron("apply_prefill_dcp"):
-        message = f"{name} {prefill} for prefill without apply_prefill_dcp"
-        mend = "set neuron_config.apply_prefill_dcp to true in prefill.engine.additional_config"
-        yield Trip(f"{message}: AWS documents them together", mend, path, Severity.WARNING)
     elif decode > 1 == prefill and tp[0] != tp[1]:
         message = f"{name} {decode} for decode only, with tensor_parallel_size {tp[0]} there and"
         mend = f"use {tp[0]} for both; AWS documents this with one degree"
@@ -292,8 +288,8 @@ def lease(pair: Pair) -> Iterator[Trip]:
         enough = next(s for s in range(lease_s, 10**9) if s * 2 // 3 - s // 6 >= step)
         message = f"lease_s {lease_s} is renewed only if decode's steps stay below {left} s, and"
         message += f" health.probe_period_s lets them take {step:g} s"
-        path = "prefill.transfer.lease_s"
-        yield Trip(f"{message}: what prefill then frees is read all the same", f"{enough}", path)
+        message += ": what prefill frees then is read all the same"
+        yield Trip(message, f"set it to {enough} or more", "prefill.transfer.lease_s")
 
 
 @pair_rule(

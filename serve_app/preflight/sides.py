@@ -14,8 +14,8 @@ _TRANSFER_KEYS = {
 }
 _SECTIONS = ("engine", "env", "instance", "resources", "scaling", "limits")
 """What a prefill engine has of its own, or inherits."""
-_OF_THE_PAIR = ("core-idle",)
-"""Rules that count cores as if an engine were alone; pd-plan counts those of both."""
+_OF_THE_PAIR = ("core-idle", "kv-transfer")
+"""Rules that look at an engine as if it were alone; pd-plan and pd-backend look at both."""
 
 
 def merge(

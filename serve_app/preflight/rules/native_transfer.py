@@ -88,10 +88,10 @@ def backend(case: Case) -> Iterator[Trip]:
     backends = extra.get("backends") if isinstance(extra, Mapping) else None
     if backends != ["LIBFABRIC"]:
         message = f"backends of NIXL: {backends!r}; AWS documents LIBFABRIC only"
-        mend = 'set kv_connector_extra_config to {"backends": ["LIBFABRIC"]}'
         beside = isinstance(backends, list) and "LIBFABRIC" in backends
         severity = Severity.WARNING if beside else None
-        yield Trip(message, mend, f"{_PATH}.kv_connector_extra_config.backends", severity)
+        path = f"{_PATH}.kv_connector_extra_config.backends"
+        yield Trip(message, "use LIBFABRIC and no other", path, severity)
 
 
 @rule(
