@@ -53,7 +53,8 @@ def _decode(args: AppArgs, prefill: Prefill) -> AppArgs:
 
 
 def _prefill(args: AppArgs, prefill: Prefill) -> AppArgs:
-    engine = {**args.engine, **prefill.engine}
+    merged = {**args.engine, **prefill.engine}
+    engine = {name: value for name, value in merged.items() if value is not None}
     engine["kv_transfer_config"] = _transfer(args, prefill, "kv_producer")
     return args.model_copy(
         update={

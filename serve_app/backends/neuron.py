@@ -37,7 +37,11 @@ class NeuronBackend:
         target = find_target(args, self.name)
         reasons = [stack_reason(args, target)]
         engine = dict(args.engine)
+        # Of each data-parallel rank (vllm-neuron docs/tutorials/tutorial-gpt-oss.md).
         seqs = fill(engine, "max_num_seqs", MAX_NUM_SEQS, "vLLM's default", reasons)
+        ranks = engine.get("data_parallel_size")
+        if isinstance(seqs, int) and isinstance(ranks, int):
+            seqs *= max(1, ranks)
         if engine.get("enable_chunked_prefill") is not False:
             fill(engine, "max_num_batched_tokens", _BATCHED_TOKENS, "vLLM's default", reasons)
         fill(engine, "enable_prefix_caching", True, "vLLM's default", reasons)

@@ -175,7 +175,7 @@ def compile(
 def rules(
     format: Annotated[str, typer.Option(help="table, json or markdown.")] = "table",
 ) -> None:
-    """List every pre-flight rule of the Neuron back ends with its source.
+    """List every pre-flight rule with its source.
 
     Example: [bold]neuron-serve rules --format markdown > docs/rules.md[/bold]
     """
@@ -275,10 +275,13 @@ def _checked(config: Path, model_facts: Path | None) -> Document:
 
 
 def _rehearsed(document: Document) -> Document:
-    from serve_app.backends import make_plan
+    from serve_app.backends import engines, make_plan
     from serve_app.config.rehearsal import rehearse
 
-    batches = {app.name: make_plan(app.args).max_num_seqs for _, app in document.applications()}
+    batches = {
+        app.name: {name: make_plan(args).max_num_seqs for name, args in engines(app.args).items()}
+        for _, app in document.applications()
+    }
     typer.echo(
         "rehearsal: the demo model answers on the processor, under the names of this file",
         err=True,

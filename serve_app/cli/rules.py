@@ -9,8 +9,9 @@ from serve_app.preflight.rules import RULES
 
 _HEAD = """# Pre-flight rules
 
-What `neuron-serve check` looks at before a Neuron configuration starts; the replica runs the same
-rules. Written by `neuron-serve rules --format markdown > docs/rules.md`.
+What `neuron-serve check` looks at before a configuration starts; the replica runs the same rules.
+Most are about one engine on Neuron; those that start with `pd-` are about a prefill and a decode
+engine together. Written by `neuron-serve rules --format markdown > docs/rules.md`.
 
 | Rule | Severity | Back end | What it asks | Source |
 |---|---|---|---|---|
@@ -20,7 +21,7 @@ rules. Written by `neuron-serve rules --format markdown > docs/rules.md`.
 def as_table() -> str:
     width = max(map(len, RULES), default=0)
     return "".join(
-        f"{rule.id:{width}}  {rule.severity:7}  {','.join(sorted(rule.backends)):11}  "
+        f"{rule.id:{width}}  {rule.severity:7}  {','.join(sorted(rule.backends)):15}  "
         f"{rule.title}  [{rule.source}]\n"
         for rule in RULES.values()
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.config.document import Document
-from serve_app.config.serve_file import ServeFile
+from serve_app.config.serve_file import DECODE, ENGINE, PREFILL, ServeFile
 
 _KEPT = (
     "enable_auto_tool_choice",
@@ -18,14 +18,19 @@ _KEPT = (
     "return_tokens_as_token_ids",
 )
 """Engine arguments of the API, which mean the same for the demo model."""
+_KEPT_OF_PREFILL = ("scaling", "limits", "min_prompt_tokens", "routing", "timeout_s", "fallback")
+_KEPT_OF_TRANSFER = ("port", "lease_s")
+"""The connector and the transport are those of the processor."""
 _LENGTH = 1024
 """Positions of the demo model."""
+_RESOURCES = {"num_cpus": 0.1}
 
 
-def rehearse(document: Document, max_num_seqs: Mapping[str, int]) -> Document:
+def rehearse(document: Document, max_num_seqs: Mapping[str, Mapping[str, int]]) -> Document:
     """Names, routes, replica counts and limits stay; weights, chip and environment do not.
 
-    `max_num_seqs` is the batch of each application by its name: limits derive from it.
+    `max_num_seqs` is the batch of each engine, by its application and its deployment: limits
+    derive from it.
     """
     applications = []
     for data, (_, typed) in zip(
@@ -33,7 +38,8 @@ def rehearse(document: Document, max_num_seqs: Mapping[str, int]) -> Document:
     ):
         args = data["args"]
         engine = {name: args["engine"][name] for name in _KEPT if name in args.get("engine", {})}
-        engine["max_num_seqs"] = max_num_seqs[typed.name]
+        batches = max_num_seqs[typed.name]
+        engine["max_num_seqs"] = batches[DECODE if typed.args.prefill else ENGINE]
         length = typed.args.engine.get("max_model_len")
         engine["max_model_len"] = min(length, _LENGTH) if isinstance(length, int) else _LENGTH
         if engine.get("enable_auto_tool_choice"):
@@ -42,10 +48,23 @@ def rehearse(document: Document, max_num_seqs: Mapping[str, int]) -> Document:
             "backend": "cpu",
             "model": {"id": typed.args.model.id, "source": "builtin:demo"},
             "engine": engine,
-            "resources": {"num_cpus": 0.1},
+            "resources": dict(_RESOURCES),
         }
+        if typed.args.prefill is not None:
+            rehearsed["prefill"] = _prefill(args["prefill"], batches[PREFILL])
         kept = ("scaling", "limits", "startup", "health")
         rehearsed |= {name: args[name] for name in kept if name in args}
         applications.append({**data, "args": rehearsed})
     data = {**document.data, "applications": applications}
     return replace(document, data=data, serve=ServeFile.model_validate(data))
+
+
+def _prefill(section: dict[str, Any], max_num_seqs: int) -> dict[str, Any]:
+    kept = {name: section[name] for name in _KEPT_OF_PREFILL if name in section}
+    transfer = section.get("transfer", {})
+    return {
+        **kept,
+        "engine": {"max_num_seqs": max_num_seqs},
+        "resources": dict(_RESOURCES),
+        "transfer": {name: transfer[name] for name in _KEPT_OF_TRANSFER if name in transfer},
+    }

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from serve_app.backends import engines, make_plan
-from serve_app.config import AppArgs, ConfigError, Document, Finding
+from serve_app.config import AppArgs, ConfigError, Document, Finding, Prefill
 from serve_app.config.environment import references, unset
-from serve_app.config.serve_file import DECODE, PREFILL
+from serve_app.config.serve_file import DECODE, PREFILL, ServeFile
 from serve_app.neuron.memory import Memory
-from serve_app.preflight.disaggregation import check_disaggregation
+from serve_app.neuron.model_facts import MissingFact
+from serve_app.preflight.case import RULES, Pair, Side
+from serve_app.preflight.disaggregation import BACKEND
 from serve_app.preflight.model_directory import check_model
+from serve_app.preflight.sides import merge
 
 
 def check_document(
@@ -28,7 +32,9 @@ def check_document(
     findings = [
         finding.under(f"{path}.args")
         for path, application in document.applications()
-        for finding in check_application(application.args, environment, model_facts)
+        for finding in check_application(
+            application.args, environment, model_facts, document.serve, application.name
+        )
     ]
     return [replace(finding, line=document.line(finding.path)) for finding in findings]
 
@@ -37,19 +43,56 @@ def check_application(
     args: AppArgs,
     environment: Mapping[str, str] = os.environ,
     model_facts: Path | None = None,
+    file: ServeFile | None = None,
+    name: str = "",
 ) -> list[Finding]:
-    """The findings of one application. The replica runs the same before it loads a model."""
-    parts = engines(args)
+    """The findings of one application, `name` in `file` if there is one.
+
+    The replica runs the same, without the file, before it loads a model.
+    """
     if args.prefill is None:
         return _check_engine(args, environment, model_facts)
+    parts = engines(args)
+    pair = _pair(args.prefill, parts, environment, model_facts, file, name)
+    found = [] if pair is None else list(_check_pair(pair))
     decode = _check_engine(parts[DECODE], environment, model_facts)
-    known = {(finding.rule, finding.message) for finding in decode}
-    prefill = [
-        finding.under("prefill")
-        for finding in _check_engine(parts[PREFILL], environment, model_facts)
-        if (finding.rule, finding.message) not in known
-    ]
-    return [*check_disaggregation(args, parts), *decode, *prefill]
+    if any(finding.rule == BACKEND for finding in found):  # no pair: what decode is suffices
+        return [*found, *merge(args.prefill, decode, [])]
+    prefill = _check_engine(parts[PREFILL], environment, model_facts)
+    return [*found, *merge(args.prefill, decode, prefill)]
+
+
+def _pair(
+    section: Prefill,
+    parts: Mapping[str, AppArgs],
+    environment: Mapping[str, str],
+    model_facts: Path | None,
+    file: ServeFile | None,
+    name: str,
+) -> Pair | None:
+    """None where an engine has no plan: its own findings say why."""
+    try:
+        decode, prefill = (
+            Side(kind, parts[kind], make_plan(parts[kind])) for kind in (DECODE, PREFILL)
+        )
+    except ConfigError:
+        return None
+    model = None
+    if decode.plan.target is not None:
+        from serve_app.preflight.neuron import find_model
+
+        with suppress(MissingFact):
+            model = find_model(decode.args, environment, model_facts)
+    return Pair(decode, prefill, section, model, file, name)
+
+
+def _check_pair(pair: Pair) -> Iterator[Finding]:
+    if apart := list(RULES[BACKEND].findings(pair)):
+        yield from apart
+        return
+    for rule in RULES.values():
+        if rule.subject is Pair and pair.decode.plan.backend in rule.backends:
+            yield from rule.findings(pair)
 
 
 def _check_engine(

@@ -34,11 +34,8 @@ def check_neuron(
             yield Finding("model-facts", Severity.WARNING, message, mend, "model.id")
     case = case_of(args, plan, model)
     for rule in RULES.values():
-        if plan.backend not in rule.backends:
-            continue
-        for trip in rule.check(case):
-            severity = trip.severity or rule.severity
-            yield Finding(rule.id, severity, trip.message, trip.mend, trip.path, source=rule.source)
+        if rule.subject is Case and plan.backend in rule.backends:
+            yield from rule.findings(case)
 
 
 def case_of(args: AppArgs, plan: EnginePlan, model: ModelFacts | None) -> Case:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.backends import make_plan
+from serve_app.backends import engines_of, make_plan
 from serve_app.cli.main import _resolved
 from serve_app.config import load
 from serve_app.deployments.options import deployment_options
@@ -19,22 +19,25 @@ from serve_app.engine.phases import Phases
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+ENGINES = [(config, engine.label) for config in CONFIGS for engine in engines_of(load(config))]
 
 
 class Started(Exception):
     """Ends the replica's start where vLLM would begin; there is no chip."""
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    ("config", "label"), ENGINES, ids=[f"{config.stem}-{label}" for config, label in ENGINES]
+)
 def test_what_is_shown_is_what_runs(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Path, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = config.read_text().replace("frozen: true", "frozen: false")
     file = tmp_path / config.name
     file.write_text(re.sub(r"path: /var/lib/neuron-serve", f"path: {tmp_path}", text))
-    ((_, app),) = load(file).applications()
-    shown = _resolved(load(file))[app.name]
-    plan = make_plan(app.args)
+    shown = _resolved(load(file))[label]
+    ((_, deployment, args),) = [made for made in engines_of(load(file)) if made.label == label]
+    plan = make_plan(args)
     if plan.target is not None:  # as Ray sets it by the actor's resource
         cores = plan.actor_options["resources"]["neuron_cores"]
         assert cores == plan.target.cores
@@ -46,7 +49,7 @@ def test_what_is_shown_is_what_runs(
 
     monkeypatch.setattr(engine, "_start", started)
     with pytest.raises(Started) as run:
-        asyncio.run(engine.start_engine(app.args, plan, Phases()))
+        asyncio.run(engine.start_engine(args, plan, Phases()))
     assert str(run.value) == shown["command"]
     environment = dict(shown["environment"])
     artifact = environment.pop("NEURON_COMPILED_ARTIFACTS", None)
@@ -55,4 +58,4 @@ def test_what_is_shown_is_what_runs(
         draft = Path(os.environ["NEURON_COMPILED_ARTIFACTS"])
         assert draft.name.startswith(f".{Path(artifact).name}.draft-{os.getpid()}@")
         assert draft.parent == Path(artifact).parent
-    assert shown["deployment"] == deployment_options(app.args, plan)
+    assert shown["deployment"] == deployment_options(args, plan, deployment)

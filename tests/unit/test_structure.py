@@ -29,7 +29,7 @@ def is_vllm(module: str) -> bool:
 
 def test_the_serving_path_is_small() -> None:
     path = modules("engine", "deployments", "ingress")
-    assert sum(len(file.read_text().splitlines()) for file in path) < 1500
+    assert sum(len(file.read_text().splitlines()) for file in path) < 2200
     for file in modules():
         assert len(file.read_text().splitlines()) <= 400, file
 

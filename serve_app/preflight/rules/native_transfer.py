@@ -74,9 +74,10 @@ def device(case: Case) -> Iterator[Trip]:
 
 @rule(
     "native-transfer-backend",
-    Severity.WARNING,
+    Severity.ERROR,
     "NIXL goes over LIBFABRIC (EFA)",
-    "aws-neuron-sdk vllm-neuron/docs/tutorials/tutorial-di-1p1d-xpyd.md",
+    "aws-neuron-sdk vllm-neuron/docs/guides/features-guide.md Disaggregated inference; "
+    "getting-started/setup-guide.md: requires the LIBFABRIC transport",
     NATIVE,
 )
 def backend(case: Case) -> Iterator[Trip]:
@@ -87,8 +88,10 @@ def backend(case: Case) -> Iterator[Trip]:
     backends = extra.get("backends") if isinstance(extra, Mapping) else None
     if backends != ["LIBFABRIC"]:
         message = f"backends of NIXL: {backends!r}; AWS documents LIBFABRIC only"
-        mend = 'set kv_connector_extra_config to {"backends": ["LIBFABRIC"]}'
-        yield Trip(message, mend, f"{_PATH}.kv_connector_extra_config.backends")
+        beside = isinstance(backends, list) and "LIBFABRIC" in backends
+        severity = Severity.WARNING if beside else None
+        path = f"{_PATH}.kv_connector_extra_config.backends"
+        yield Trip(message, "use LIBFABRIC and no other", path, severity)
 
 
 @rule(
