@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import re
 import time
@@ -42,7 +43,7 @@ applications:
       prefill:
         scaling: {{num_replicas: 2}}
         timeout_s: 10
-        transfer: {{lease_s: 12}}
+        transfer: {{lease_s: 20}}
 """
 LIMIT = 1024
 
@@ -175,7 +176,7 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
 
 def scrape(name: str) -> dict[str, dict[str, float]]:
     """A metric from Ray's agent, by deployment and replica. Some 20 s old at the most."""
-    session = Path("/tmp/ray/session_latest")
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest")
     (port_file,) = session.glob("metrics_export_port_*")
     text = HTTP.get(f"http://127.0.0.1:{port_file.read_text().strip()}/metrics").text
     found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))

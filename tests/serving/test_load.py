@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_200_concurrent_streams_are_complete_and_equal(stack) -> None:
 
 def test_one_scrape_of_ray_has_vllms_metrics(stack) -> None:
     """Ray's agent of the node serves the figures of every replica on one port."""
-    session = Path("/tmp/ray/session_latest")
+    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest")
     (port_file,) = session.glob("metrics_export_port_*")
     url = f"http://127.0.0.1:{port_file.read_text().strip()}/metrics"
     deadline = time.monotonic() + 30  # the agent collects every few seconds
