@@ -140,8 +140,10 @@ async def test_or_the_client_is_told(outcome: Answer | Unavailable, reason: str)
 async def test_decode_judges_what_prefill_refuses(status: int) -> None:
     app = App()
     refused = Answer(status, b'{"error": {}}', 0.1)
-    with change("neuron_serve_pd_requests_total") as split:
+    failed = 'neuron_serve_pd_fallbacks_total{reason="failed"}'
+    with change("neuron_serve_pd_requests_total") as split, change(failed) as fallbacks:
         answer = await ask(app, StandInPrefills(refused), REQUEST)
+    assert fallbacks() == 0
     assert answer.status == 200
     assert app.json() == REQUEST
     assert split() == 0
