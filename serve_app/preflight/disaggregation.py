@@ -39,7 +39,8 @@ def backend(pair: Pair) -> Iterator[Trip]:
     target = pair.decode.plan.target
     if decode != prefill:
         message = f"decode runs on {decode} and prefill on {prefill}: they share no KV cache"
-        yield Trip(message, "remove prefill.instance, or take one of a kind", "prefill.instance")
+        mend = f"remove prefill.instance, or take one that {decode} runs on"
+        yield Trip(message, mend, "prefill.instance")
     elif decode == "nxdi":
         path = "instance" if given.backend == "auto" else "backend"
         message = "nxdi does not split prefill and decode"

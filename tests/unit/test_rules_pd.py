@@ -320,6 +320,13 @@ def test_no_value_makes_a_rule_raise(base: Changes) -> None:
             check_application(args, {})
 
 
+def test_an_unknown_instance_is_told_once(tmp_path: Path) -> None:
+    (finding,) = check(tmp_path, over(NEURON, {"instance": "trn2.none"}))
+    assert finding.path == "applications[0].args.instance"
+    (finding,) = check(tmp_path, over(NEURON, prefill(instance="trn2.none")))
+    assert finding.path == "applications[0].args.prefill.instance"
+
+
 def test_inf2_is_told_what_can(tmp_path: Path) -> None:
     (finding,) = check(tmp_path, over(NXDI, {"backend": "auto", "instance": "inf2.48xlarge"}))
     assert "inf2.48xlarge" in finding.message
