@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def backend(pair: Pair) -> Iterator[Trip]:
     target = pair.decode.plan.target
     if decode != prefill:
         message = f"decode runs on {decode} and prefill on {prefill}: they share no KV cache"
-        yield Trip(message, "remove prefill.instance, or take one of a kind", "prefill.instance")
+        mend = f"remove prefill.instance, or take one that {decode} runs on"
+        yield Trip(message, mend, "prefill.instance")
     elif decode == "nxdi":
         path = "instance" if given.backend == "auto" else "backend"
         message = "nxdi does not split prefill and decode"
@@ -285,7 +287,8 @@ def lease(pair: Pair) -> Iterator[Trip]:
     lease_s, step = pair.section.transfer.lease_s, pair.decode.args.health.probe_period_s
     left = lease_s * 2 // 3 - lease_s // 6
     if left < step:
-        enough = next(s for s in range(lease_s, 10**9) if s * 2 // 3 - s // 6 >= step)
+        about = int(2 * step)  # the least lease that leaves a step
+        enough = next(s for s in count(about - 4) if s * 2 // 3 - s // 6 >= step)
         message = f"lease_s {lease_s} is renewed only if decode's steps stay below {left} s, and"
         message += f" health.probe_period_s lets them take {step:g} s"
         message += ": what prefill frees then is read all the same"

@@ -166,7 +166,7 @@ def ports(args: AppArgs, section: Prefill) -> range:
     """Those that the engines of an application may take on a node (claim_side_channel)."""
     scalings = (args.scaling, section.scaling)
     engines = (args.engine, {**args.engine, **section.engine})
-    each = max(int(engine.get("data_parallel_size") or 1) for engine in engines)
+    each = max(1, *(int(engine.get("data_parallel_size") or 1) for engine in engines))
     slots = 2 * sum(scaling.most for scaling in scalings)
     return range(section.transfer.port, section.transfer.port + slots * each)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import Severity
-from serve_app.preflight.case import RULES
+from serve_app.preflight.case import RULES, Case
 from serve_app.preflight.rules import keys, parallelism, quantization  # noqa: F401
 from tests.unit.rule_cases import build, rule_tests, trips
 
@@ -120,7 +120,7 @@ def test_no_rule_raises_on_odd_values(value: Any) -> None:
     for name in every:
         made = build(neuron={name: value})
         for rule in RULES.values():
-            if "nxdi" in rule.backends:
+            if rule.subject is Case and "nxdi" in rule.backends:
                 list(rule.check(made))
 
 
@@ -133,5 +133,5 @@ def test_no_rule_raises_on_odd_mappings(value: Any) -> None:
         except ValueError:  # the schema refuses it
             continue
         for rule in RULES.values():
-            if "nxdi" in rule.backends:
+            if rule.subject is Case and "nxdi" in rule.backends:
                 list(rule.check(made))

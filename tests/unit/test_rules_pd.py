@@ -4,15 +4,18 @@ file and stays quiet on a near miss."""
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from serve_app.config import Finding, Severity, load
+from serve_app.backends import target
+from serve_app.config import ConfigError, Finding, Severity, load, parse_args
+from serve_app.neuron.instances import instances
 from serve_app.neuron.stacks import release, stacks
-from serve_app.preflight import check_document, disaggregation
+from serve_app.preflight import check_application, check_document, disaggregation
 from serve_app.preflight.case import RULES, Pair
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -300,6 +303,30 @@ def test_an_inherited_fault_is_told_once_and_an_own_one_too(tmp_path: Path) -> N
     assert finding.path == "applications[0].args.prefill.engine.max_num_batched_tokens"
 
 
+ODD = (None, 0, -1, 3, True, "x", [1], {"a": None}, {"neuron_config": []})
+
+
+@pytest.mark.parametrize("base", [CPU, NEURON, NXDI], ids=["cpu", "neuron", "nxdi"])
+def test_no_value_makes_a_rule_raise(base: Changes) -> None:
+    names = (*disaggregation._SHAPES, *disaggregation._PROMPT, *disaggregation._ADAPTERS)
+    names += ("block_size", "max_model_len", "tensor_parallel_size", "data_parallel_size")
+    names += ("decode_context_parallel_size", "speculative_config", "additional_config")
+    for name in names:
+        for value in ODD:
+            try:
+                args = parse_args(over(base, prefill_engine(**{name: value})))
+            except ConfigError:
+                continue
+            check_application(args, {})
+
+
+def test_an_unknown_instance_is_told_once(tmp_path: Path) -> None:
+    (finding,) = check(tmp_path, over(NEURON, {"instance": "trn2.none"}))
+    assert finding.path == "applications[0].args.instance"
+    (finding,) = check(tmp_path, over(NEURON, prefill(instance="trn2.none")))
+    assert finding.path == "applications[0].args.prefill.instance"
+
+
 def test_inf2_is_told_what_can(tmp_path: Path) -> None:
     (finding,) = check(tmp_path, over(NXDI, {"backend": "auto", "instance": "inf2.48xlarge"}))
     assert "inf2.48xlarge" in finding.message
@@ -311,3 +338,11 @@ def test_every_stack_that_transfers_renews_leases() -> None:
     """vLLM has heartbeats since NIXL_CONNECTOR_VERSION 4, which 0.24 has."""
     native = [stack for stack in stacks() if stack.backend == "neuron"]
     assert all(release(stack.vllm) >= (0, 24) for stack in native)
+
+
+def test_nodes_without_efa_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = replace(instances()["trn2.48xlarge"], efa_interfaces=0)
+    monkeypatch.setattr(target, "instances", lambda: {bare.name: bare})
+    assert check(tmp_path, NEURON) == []  # both on one
+    (finding,) = check(tmp_path, over(NEURON, prefill(scaling={"num_replicas": 2})))
+    assert (finding.rule, finding.severity) == ("pd-efa", ERROR)

@@ -118,7 +118,8 @@ def _draft(case: Case) -> ModelFacts | None:
 def _degrees(case: Case) -> tuple[int, int, int] | None:
     """Tensor-parallel degree, sequences at a time, tokens per sequence."""
     tp = whole(case.engine("tensor_parallel_size", 1))
-    batch = whole(case.plan.max_num_seqs)
+    # Of one rank; the plan counts all data-parallel ranks.
+    batch = whole(case.engine("max_num_seqs")) or whole(case.plan.max_num_seqs)
     length = tokens(case.engine("max_model_len"))
     if length is None and case.model is not None:
         length = case.model.max_positions
