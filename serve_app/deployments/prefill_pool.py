@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import ClassVar
 
+from prometheus_client import REGISTRY
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
@@ -137,7 +138,21 @@ class PrefillPool:
         params = json.loads(answer.body).get(PARAMS) if answer.status == 200 else None
         if not isinstance(params, dict):
             raise RuntimeError(f"status {answer.status} from the prefill engine")
+        failed = _failed_transfers()
         async with asyncio.timeout(_WARM_TIMEOUT_S):
             status, _ = await decode(json.dumps(decode_request(request, params)).encode())
         if status != 200:
             raise RuntimeError(f"status {status} from the decode engine")
+        if _failed_transfers() > failed:  # the engine has computed the prompt by itself
+            raise RuntimeError("NIXL's transfer failed; the replica's log says why")
+
+
+def _failed_transfers() -> float:
+    """Of this replica's engine, as vLLM counts them."""
+    return sum(
+        sample.value
+        for metric in REGISTRY.collect()
+        if metric.name == "vllm:nixl_num_failed_transfers"
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )

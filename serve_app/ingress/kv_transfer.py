@@ -12,7 +12,21 @@ from typing import Any
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 ROUTES = frozenset({COMPLETIONS, CHAT})
-"""Routes whose requests are split; the decode engine serves the others by itself."""
+"""Routes whose requests are split."""
+WHOLE_ROUTES = frozenset(
+    {
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/chat/completions/batch",
+        "/v1/audio/transcriptions",
+        "/v1/audio/translations",
+        "/cohere/v2/chat",
+        "/generative_scoring",
+        "/inference/v1/generate",
+        "/invocations",
+    }
+)
+"""Routes of vLLM that generate, too, and whose requests one engine serves alone."""
 PARAMS = "kv_transfer_params"
 
 _ASK = {

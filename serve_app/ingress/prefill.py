@@ -19,6 +19,7 @@ from serve_app.config import Prefill
 from serve_app.ingress.kv_transfer import (
     PARAMS,
     ROUTES,
+    WHOLE_ROUTES,
     brings_params,
     decode_request,
     prefill_request,
@@ -113,12 +114,14 @@ class PrefillMiddleware:
             message = f"{PARAMS} is not a client's to set: this server sets it by itself."
             return await _refuse(400, message, PARAMS)(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        reason = f"requests to {path}" if path in WHOLE_ROUTES else None
         if request is not None and path in ROUTES:
             reason = whole(path, request)
             if reason is None and prompt_tokens(request) < self._policy.min_prompt_tokens:
                 reason = "short prompt"
             if reason is None:
                 return await self._split(scope, receive, send, path, request, raw)
+        if reason is not None:
             if self._policy.fallback == "error":
                 message = f"This server cannot serve {reason}: prefill and decode are apart."
                 return await _refuse(400, message, None)(scope, receive, send)

@@ -91,7 +91,7 @@ def test_the_protocols_corners(pd: Stack) -> None:
     prompt = tokens(150, seed=1001)
     reference = HTTP.post(url, json=completion(prompt, prompt_logprobs=0)).json()["choices"][0]
     for more in (
-        {"n": 2},
+        {"n": 2, "temperature": 1, "top_k": 1},
         {"logprobs": 2},
         {"stop": ["zzzz"]},
         {"min_tokens": 5},

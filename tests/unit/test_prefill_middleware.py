@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import Prefill
+from serve_app.ingress.kv_transfer import WHOLE_ROUTES
 from serve_app.ingress.prefill import Answer, Unavailable
 from tests.unit.stand_in_prefill import (
     CHAT,
@@ -179,6 +180,17 @@ async def test_or_it_is_refused() -> None:
     assert not app.called
 
 
+@pytest.mark.parametrize("path", sorted(WHOLE_ROUTES))
+async def test_routes_that_are_not_split(path: str) -> None:
+    app, prefills = App(), StandInPrefills()
+    with change(f'neuron_serve_pd_whole_total{{reason="requests to {path}"}}') as alone:
+        await ask(app, prefills, REQUEST, path=path)
+    assert (app.json(), prefills.legs, alone()) == (REQUEST, [], 1)
+    refused = await ask(App(), prefills, REQUEST, path=path, policy=ERROR)
+    assert refused.status == 400
+    assert path in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(("tokens", "legs"), [(7, 0), (8, 1), (9, 1)])
 async def test_a_short_prompt_stays(tokens: int, legs: int) -> None:
     app, prefills = App(), StandInPrefills()
@@ -194,9 +206,8 @@ async def test_a_short_prompt_stays(tokens: int, legs: int) -> None:
 @pytest.mark.parametrize(
     ("path", "method"),
     [
-        ("/v1/responses", "POST"),
+        ("/tokenize", "POST"),
         ("/v1/embeddings", "POST"),
-        ("/v1/chat/completions/batch", "POST"),
         ("/v1/completions/render", "POST"),
         (CHAT, "GET"),
         (CHAT, "PUT"),
