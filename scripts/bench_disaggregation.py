@@ -18,7 +18,8 @@ polling thread, too; --stock-nixl measures them without it.
 worth: P/D against two replicas of one engine, both ours: the same engines on the same cores, only
 the roles differ. TTFT holds the prefill, the transfer and the first decode step; ITL says what
 prompts do to streams under way. A difference counts when the medians differ by more than 10 % and
-every round agrees; with --rounds 1 nothing tells a difference from noise.
+every round agrees; with --rounds 1 nothing tells a difference from noise. p99 of TTFT is nearly the
+slowest request where a point has fewer than some hundred: raise --requests to rely on it.
 
 --burst: steady streams of short prompts, and bursts of long ones on top. Read ITL p99 and max in
 bursts against those in quiet times: what P/D is for. It pays with TTFT and duration of the burst,
@@ -171,8 +172,8 @@ def measure_system(
             point = measure(port, system, shape, concurrency, requests, f"{round_} {label}")
             idle_ms = idle_others * point["duration s"] * 1000 / requests
             point["CPU: not an engine, less idle"] = point["CPU: not an engine"] - idle_ms
-            point["idle engines, cores"] = idle_engines
-            point["idle others, cores"] = idle_others
+            point["before the load: engines, cores"] = idle_engines
+            point["before the load: others, cores"] = idle_others
             points[label] = point
             console.print(
                 f"  {label}: {point['req/s']:.2f} req/s, TTFT p50 {point['TTFT p50 ms']:.1f} ms, "
@@ -273,7 +274,9 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140
     points, traces = measure_all(options, console)
     summary: dict[str, Any] = {}
     if options.shapes:

@@ -49,12 +49,18 @@ def application(prefill_url: str, decode_url: str) -> Starlette:
         first.pop("stream_options", None)
         if "max_completion_tokens" in first:
             first["max_completion_tokens"] = 1
-        answer = await prefill.post(request.url.path, json=first, headers=headers)
+        try:
+            answer = await prefill.post(request.url.path, json=first, headers=headers)
+        except httpx.ConnectError:
+            return Response(status_code=502)  # it is still starting
         if not answer.is_success:
             return Response(answer.content, answer.status_code, media_type="application/json")
         body["kv_transfer_params"] = answer.json()["kv_transfer_params"]
         second = decode.build_request("POST", request.url.path, json=body, headers=headers)
-        stream = await decode.send(second, stream=True)
+        try:
+            stream = await decode.send(second, stream=True)
+        except httpx.ConnectError:
+            return Response(status_code=502)
 
         async def tokens() -> AsyncIterator[bytes]:
             try:

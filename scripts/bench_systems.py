@@ -254,6 +254,7 @@ async def exact_load(
     for a prefix cache, and the same prompts for the same seed."""
     from vllm.benchmarks.datasets import SampleRequest
     from vllm.benchmarks.serve import TaskType, benchmark
+    from vllm.tokenizers import get_tokenizer
 
     rng, (prompt, output) = random.Random(seed), shape
     base = f"http://127.0.0.1:{port}"
@@ -264,7 +265,7 @@ async def exact_load(
         base_url=base,
         model_id=MODEL,
         model_name=MODEL,
-        tokenizer=None,
+        tokenizer=get_tokenizer(str(WEIGHTS)),
         input_requests=[
             SampleRequest(random_prompt(rng, prompt), prompt, output) for _ in range(requests)
         ],
