@@ -143,7 +143,10 @@ async def burst_load(port: int, plan: Burst, seed: str) -> Trace:
 
 
 def plot(traces: dict[str, Trace], file: Path) -> None:
-    """ITL of the steady streams over time, one panel per system; bursts are shaded."""
+    """ITL of the steady streams over time, one panel per system; bursts are shaded.
+
+    Below 0.5 ms nothing is drawn: tokens that arrived together.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -161,6 +164,7 @@ def plot(traces: dict[str, Trace], file: Path) -> None:
         axes.plot(times, [gap * 1000 for gap in gaps], ".", ms=2, color="tab:blue", label=label)
         failed = f", {trace.failed} of {trace.requests} requests failed" if trace.failed else ""
         axes.set(title=name + failed, ylabel="ITL, ms", yscale="log")
+        axes.set_ylim(bottom=0.5)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper right", fontsize="small")
     panels[-1, 0].set_xlabel("seconds")

@@ -19,11 +19,16 @@ worth: P/D against two replicas of one engine, both ours: the same engines on th
 the roles differ. TTFT holds the prefill, the transfer and the first decode step; ITL says what
 prompts do to streams under way. A difference counts when the medians differ by more than 10 % and
 every round agrees; with --rounds 1 nothing tells a difference from noise. p99 of TTFT is nearly the
-slowest request where a point has fewer than some hundred: raise --requests to rely on it.
+slowest request where a point has fewer than some hundred: raise --requests to rely on it. An ITL
+p50 near 0 means that tokens arrive several at a time: too little CPU for the server, such as on a
+machine that others use, and no fair comparison.
 
 --burst: steady streams of short prompts, and bursts of long ones on top. Read ITL p99 and max in
 bursts against those in quiet times: what P/D is for. It pays with TTFT and duration of the burst,
-as half the engines prefill. When a burst lasts longer than --burst-every, the next follows at once.
+as half the engines prefill. A steady client whose stream ends in a burst waits there for its next
+prefill and has no ITL meanwhile: "steady tokens/s in bursts" and "steady TTFT p99" count that, and
+--burst-steady 64:900 makes it rare. When a burst lasts longer than --burst-every,
+the next follows at once.
 
 A request counts as failed when it has an error or too few tokens; figures are of the others. "Not
 split" counts requests of ours that decode prefilled by itself: above 0 the comparison is not P/D.

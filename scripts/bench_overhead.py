@@ -149,7 +149,8 @@ def client(port: int, concurrency: int, requests: int) -> Client:
             "--disable-tqdm",
         ]
     )
-    return main_async(args)
+    requests_sent: Client = main_async(args)
+    return requests_sent
 
 
 def measure(port: int, system: Running, concurrency: int, requests: int) -> Point:

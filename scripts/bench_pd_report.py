@@ -164,7 +164,8 @@ def report_burst(traces: dict[str, list[Trace]], console: Console) -> dict[str, 
 
 def verdict(base: list[Point], other: list[Point], judged: dict[str, int]) -> tuple[str, str]:
     """Whether `other` is worth it, and by which figures; rounds are pairs."""
-    better, worse = [], []
+    better: list[str] = []
+    worse: list[str] = []
     left, right = medians(base), medians(other)
     for key, direction in judged.items():
         if left[key] <= 0 or right[key] <= 0:

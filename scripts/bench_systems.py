@@ -258,7 +258,7 @@ async def exact_load(
 
     rng, (prompt, output) = random.Random(seed), shape
     base = f"http://127.0.0.1:{port}"
-    return await benchmark(
+    result: dict[str, Any] = await benchmark(
         task_type=TaskType.GENERATION,
         endpoint_type="openai",
         api_url=f"{base}/v1/completions",
@@ -285,6 +285,7 @@ async def exact_load(
         extra_body={"temperature": 0.0},
         ready_check_timeout_sec=0,
     )
+    return result
 
 
 def free_port() -> int:
