@@ -15,101 +15,75 @@ The last needs what `ray[llm]` adds: pip install pyarrow pandas jsonref async-ti
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import io
-import json
-import os
-import platform
-import signal
-import socket
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import yaml
+from bench_systems import (
+    MODEL,
+    ROOT,
+    WEIGHTS,
+    Client,
+    Command,
+    Point,
+    Running,
+    Start,
+    free_port,
+    measured,
+    medians,
+    neuron_serve,
+    numbers,
+    running,
+    vllm_serve,
+    write_json,
+)
 from rich.console import Console
 from rich.table import Table
 
-from serve_app.backends import BACKENDS, this_machine
+from serve_app.backends import make_plan
 from serve_app.cli.run import data_plane_environment
 from serve_app.config import load
 
-ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/local-cpu.yaml"
-MODEL = "neuron-serve/demo"
-WEIGHTS = ROOT / "serve_app/demo_model"
 TOKENS = 64
-START_S = 300
-# Ours has ten times bare's processes: sampling often would cost it more.
-SAMPLE_S = 0.5
-BIN = Path(sys.executable).parent
 
 # The process that speaks HTTP, and what stands before it. Engines cost the same everywhere.
 SERVING_LAYER = ("API server", "replica", "router", "HAProxy", "HAProxy manager", "Python proxy")
 
 
-@dataclass
-class System:
-    """How to start one way of serving: its command line, environment and port."""
-
-    command: Callable[[Path, int], list[str]]
-    env: dict[str, str] = field(default_factory=dict)
-
-
-def plan_command(port: int) -> tuple[list[str], dict[str, str]]:
-    """The `vllm serve` line that our replica runs, and its environment."""
+def bare(directory: Path, port: int) -> list[Command]:
     ((_, app),) = load(CONFIG).applications()
-    plan = BACKENDS[app.args.backend].plan(app.args, this_machine())
-    command = plan.command(str(WEIGHTS), app.args.model.id)
-    return [*command, "--host=127.0.0.1", f"--port={port}"], dict(plan.env)
+    return [vllm_serve(app.args, port)]
 
 
-def bare(directory: Path, port: int) -> list[str]:
-    command, env = plan_command(port)
-    return ["env", *(f"{name}={value}" for name, value in env.items()), *command]
+def ours(replicas: int) -> Start:
+    config = yaml.safe_load(CONFIG.read_text())
+    args = config["applications"][0]["args"]
+    if replicas > 1:
+        args["scaling"] = {"num_replicas": replicas}
+        args["resources"] = {"num_cpus": 0.1, "kv_cache_gib": 1}
+    return neuron_serve(config)
 
 
-def ours(replicas: int) -> Callable[[Path, int], list[str]]:
-    def command(directory: Path, port: int) -> list[str]:
-        config = yaml.safe_load(CONFIG.read_text())
-        config["http_options"]["port"] = port
-        args = config["applications"][0]["args"]
-        if replicas > 1:
-            args["scaling"] = {"num_replicas": replicas}
-            args["resources"] = {"num_cpus": 0.1, "kv_cache_gib": 1}
-        file = directory / "ours.yaml"
-        file.write_text(yaml.safe_dump(config))
-        return ["neuron-serve", "run", str(file)]
-
-    return command
-
-
-def ray_llm(direct: bool) -> Callable[[Path, int], list[str]]:
+def ray_llm(direct: bool) -> Start:
     """The same engine arguments for `ray.serve.llm`; its replica wants whole CPUs."""
 
-    def command(directory: Path, port: int) -> list[str]:
+    def start(directory: Path, port: int) -> list[Command]:
         file = directory / "ray-llm.yaml"
         file.write_text(yaml.safe_dump(ray_llm_config(port, direct)))
-        return ["serve", "run", str(file)]
+        env = {"RAY_worker_niceness": "0"}
+        if direct:
+            env = {**data_plane_environment(), "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}
+        return [Command(["serve", "run", str(file)], env)]
 
-    return command
+    return start
 
 
 def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
     ((_, app),) = load(CONFIG).applications()
-    plan = BACKENDS[app.args.backend].plan(app.args, this_machine())
+    plan = make_plan(app.args)
     llm = {
         "model_loading_config": {
             "model_id": MODEL,
@@ -141,104 +115,16 @@ def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
     }
 
 
-NICENESS = {"RAY_worker_niceness": "0"}
-SYSTEMS = {
-    "bare": System(bare),
-    "ours": System(ours(1)),
-    "ours-x4": System(ours(4)),
-    "ray-llm": System(ray_llm(direct=False), NICENESS),
-    "ray-llm-direct": System(
-        ray_llm(direct=True),
-        {**data_plane_environment(), "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"},
-    ),
+SYSTEMS: dict[str, Start] = {
+    "bare": bare,
+    "ours": ours(1),
+    "ours-x4": ours(4),
+    "ray-llm": ray_llm(direct=False),
+    "ray-llm-direct": ray_llm(direct=True),
 }
 
 
-@contextlib.contextmanager
-def running(system: System, directory: Path, port: int) -> Iterator[psutil.Process]:
-    """The system, from its start until nothing of it is left."""
-    log = directory / "log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            system.command(directory, port),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **system.env, "PATH": f"{BIN}:{os.environ['PATH']}"},
-            start_new_session=True,
-        )
-    root = psutil.Process(process.pid)
-    try:
-        wait_until_ready(process, port, log)
-        yield root
-    finally:
-        tree = [root, *root.children(recursive=True)] if root.is_running() else []
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(60)
-        for left in psutil.wait_procs(tree, timeout=15)[1]:
-            left.kill()
-        process.wait()
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
-    deadline = time.monotonic() + START_S
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
-        while time.monotonic() < deadline and process.poll() is None:
-            with contextlib.suppress(httpx.HTTPError):
-                if http.post("/v1/completions", json=body).is_success:
-                    return
-            time.sleep(1.0)
-    sys.exit(f"the system did not start; its log ends:\n{log.read_text()[-3000:]}")
-
-
-def role(process: psutil.Process, root: psutil.Process) -> str:
-    words = " ".join(process.cmdline())
-    for mark, name in (
-        ("VLLM::", "engine"),
-        ("ray::ServeReplica", "router" if "Ingress" in words or "Router" in words else "replica"),
-        ("ray::HAProxyManager", "HAProxy manager"),
-        ("ray::ProxyActor", "Python proxy"),
-        ("bin/haproxy", "HAProxy"),
-    ):
-        if mark in words:
-            return name
-    return "API server" if process == root and "vllm" in words else "rest of Ray"
-
-
-class CpuClock(threading.Thread):
-    """CPU seconds of the tree by role, every SAMPLE_S, by the client's own clock."""
-
-    def __init__(self, root: psutil.Process) -> None:
-        super().__init__(daemon=True)
-        self.samples: list[tuple[float, dict[str, float]]] = []
-        self._done = threading.Event()
-        self._roles = {p: role(p, root) for p in [root, *root.children(recursive=True)]}
-
-    def run(self) -> None:
-        while not self._done.wait(SAMPLE_S):
-            self.sample()
-
-    def sample(self) -> None:
-        total: dict[str, float] = defaultdict(float)
-        for process, name in self._roles.items():
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total[name] += times.user + times.system
-        self.samples.append((time.perf_counter(), dict(total)))
-
-    def between(self, begin: float, end: float) -> dict[str, float]:
-        """CPU seconds by role from the last sample before to the first after."""
-        self._done.set()
-        self.join()
-        self.sample()
-        before = [s for t, s in self.samples if t <= begin][-1]
-        after = next(s for t, s in self.samples if t >= end or s is self.samples[-1][1])
-        return {name: after[name] - before.get(name, 0.0) for name in after}
-
-
-def measure(port: int, root: psutil.Process, concurrency: int, requests: int) -> dict[str, float]:
-    """One point: the client's figures and CPU milliseconds per request by role."""
+def client(port: int, concurrency: int, requests: int) -> Client:
     from vllm.benchmarks.serve import add_cli_args, main_async
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -263,41 +149,21 @@ def measure(port: int, root: psutil.Process, concurrency: int, requests: int) ->
             "--disable-tqdm",
         ]
     )
-    clock = CpuClock(root)
-    clock.sample()
-    clock.start()
-    idle, started = psutil.cpu_times().idle, time.monotonic()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        result: dict[str, Any] = asyncio.run(main_async(args))
-    begin = min(result["start_times"])
-    cpu = clock.between(begin, begin + result["duration"])
-    idle_cores = (psutil.cpu_times().idle - idle) / (time.monotonic() - started)
+    requests_sent: Client = main_async(args)
+    return requests_sent
+
+
+def measure(port: int, system: Running, concurrency: int, requests: int) -> Point:
+    """One point: the client's figures and CPU milliseconds per request by role."""
+    point, result = measured(system, requests, client(port, concurrency, requests))
     failed = requests - result["completed"]
     if failed:
         sys.exit(f"{failed} of {requests} requests failed: {next(filter(None, result['errors']))}")
-    point = {
-        "req/s": result["request_throughput"],
-        "TTFT p50 ms": result["p50_ttft_ms"],
-        "TTFT p99 ms": result["p99_ttft_ms"],
-        "ITL p50 ms": result["p50_itl_ms"],
-        "ITL p99 ms": result["p99_itl_ms"],
-    }
-    # Where next to none is left, req/s says how much CPU everything takes, the client included.
-    point["idle cores"] = idle_cores
-    for name, seconds in cpu.items():
-        point[f"CPU {name}"] = seconds * 1000 / requests
     point["CPU serving layer"] = sum(point.get(f"CPU {name}", 0.0) for name in SERVING_LAYER)
     return point
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-Points = dict[str, dict[int, list[dict[str, float]]]]
+Points = dict[str, dict[int, list[Point]]]
 
 
 def measure_all(options: argparse.Namespace, console: Console) -> Points:
@@ -309,23 +175,18 @@ def measure_all(options: argparse.Namespace, console: Console) -> Points:
             port = free_port()
             with (
                 tempfile.TemporaryDirectory() as directory,
-                running(SYSTEMS[name], Path(directory), port) as root,
+                running(SYSTEMS[name], Path(directory), port) as system,
             ):
-                measure(port, root, 32, 64)  # warm-up
+                measure(port, system, 32, 64)  # warm-up
                 for concurrency in options.concurrency:
                     requests = max(options.requests, 20 * concurrency)
-                    point = measure(port, root, concurrency, requests)
+                    point = measure(port, system, concurrency, requests)
                     points[name][concurrency].append(point)
                     console.print(
                         f"  c={concurrency}: {point['req/s']:.1f} req/s, serving layer "
                         f"{point['CPU serving layer']:.1f} ms CPU per request"
                     )
     return points
-
-
-def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    keys = list(dict.fromkeys(key for point in rounds for key in point))
-    return {key: statistics.median(point.get(key, 0.0) for point in rounds) for key in keys}
 
 
 def report(points: Points, console: Console) -> dict[str, Any]:
@@ -352,10 +213,6 @@ def report(points: Points, console: Console) -> dict[str, Any]:
     return summary
 
 
-def numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def names(text: str) -> list[str]:
     chosen = text.split(",")
     if unknown := set(chosen) - set(SYSTEMS):
@@ -377,10 +234,7 @@ def main() -> int:
     points = measure_all(options, console)
     summary = report(points, console)
     if options.json:
-        machine = {"cpus": os.cpu_count(), "processor": platform.processor()}
-        versions = {name: version(name) for name in ("vllm", "ray", "neuron-serve")}
-        data = {"machine": machine, "versions": versions, "medians": summary, "rounds": points}
-        options.json.write_text(json.dumps(data, indent=2) + "\n")
+        write_json(options.json, medians=summary, rounds=points)
     return 0
 
 
