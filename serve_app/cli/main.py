@@ -50,7 +50,12 @@ def run(
     config: ConfigFile,
     address: Annotated[
         str | None,
-        typer.Option(help="Ray cluster to use.", envvar="RAY_ADDRESS", metavar="HOST:PORT"),
+        typer.Option(
+            help="Ray cluster to use; local: one of its own. Default: the one that runs here, "
+            "else one of its own.",
+            envvar="RAY_ADDRESS",
+            metavar="HOST:PORT",
+        ),
     ] = None,
     rehearse: Annotated[
         bool,

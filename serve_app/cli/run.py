@@ -23,6 +23,8 @@ from serve_app.cli.view import status_table
 from serve_app.config import Document
 
 _POLL_S = 0.5
+_LOCAL = "local"
+"""Ray's own word for: a cluster of my own, whatever else runs here."""
 _FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 _RAY = (2, 60)
 # What a person waits for at Ctrl-C while streams drain; a second Ctrl-C ends it at once.
@@ -75,22 +77,24 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
-    ours = False
-    if address is not None:
-        _check_reachable(address)
+    context = None
+    if address not in (None, _LOCAL):
+        _check_reachable(str(address))
     try:
-        context = ray.init(address=address or "auto", **options)
-        console.print(f"using the Ray cluster at {context.address_info['address']}")
+        if address != _LOCAL:
+            context = ray.init(address=address or "auto", **options)
+            console.print(f"using the Ray cluster at {context.address_info['address']}")
     except ConnectionError:
         if address is not None:
             raise ConnectionError(
                 f"no Ray cluster at {address} -> start it, or leave it out"
             ) from None
-        ours = True
+    ours = context is None
+    if context is None:
         _check_port(document)
         os.environ.update(data_plane_environment())
         console.print("starting Ray")
-        context = ray.init(address="local", include_dashboard=True, **options)
+        context = ray.init(address=_LOCAL, include_dashboard=True, **options)
     if not context.dashboard_url:
         raise RuntimeError("this Ray has no dashboard -> start it with --include-dashboard=true")
     # Ray installs handlers of its own that end the process at once.

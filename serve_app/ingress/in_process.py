@@ -9,6 +9,8 @@ from typing import Any
 from starlette.types import ASGIApp, Message
 
 Headers = Sequence[tuple[bytes, bytes]]
+OURS = "neuron_serve.ours"
+"""Key of the scope of such a request; none that comes from outside has it."""
 
 
 async def post(app: ASGIApp, path: str, body: bytes, headers: Headers = ()) -> tuple[int, bytes]:
@@ -31,6 +33,7 @@ async def post(app: ASGIApp, path: str, body: bytes, headers: Headers = ()) -> t
         ],
         "client": None,
         "server": None,
+        OURS: True,
     }
     sent = False
     status, parts = 500, []

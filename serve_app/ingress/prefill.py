@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import Prefill
+from serve_app.ingress.in_process import OURS
 from serve_app.ingress.kv_transfer import (
     PARAMS,
     ROUTES,
@@ -104,7 +105,7 @@ class PrefillMiddleware:
         self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or OURS in scope:
             return await self.app(scope, receive, send)
         raw = await _read(receive)
         if raw is None:

@@ -46,6 +46,7 @@ applications:
         transfer: {{lease_s: 20}}
 """
 LIMIT = 1024
+SESSION = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest")
 
 
 @dataclass
@@ -176,8 +177,7 @@ def engine_of(replica: psutil.Process) -> psutil.Process:
 
 def scrape(name: str) -> dict[str, dict[str, float]]:
     """A metric from Ray's agent, by deployment and replica. Some 20 s old at the most."""
-    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest")
-    (port_file,) = session.glob("metrics_export_port_*")
+    (port_file,) = SESSION.glob("metrics_export_port_*")
     text = HTTP.get(f"http://127.0.0.1:{port_file.read_text().strip()}/metrics").text
     found: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for line in text.splitlines():

@@ -17,6 +17,7 @@ from tests.serving.conftest import HTTP, MODEL, Stack, free_port, start
 from tests.serving.disaggregated import (
     CONFIG,
     LIMIT,
+    SESSION,
     Answer,
     alone,
     ask_all,
@@ -50,8 +51,14 @@ def pd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             running.stop()
 
 
-def whole_again(pd: Stack) -> None:
-    """Two of each, and each decode replica has a KV cache of each prefill replica."""
+def met() -> int:
+    """How often a decode replica has had its first KV cache of a prefill replica."""
+    logs = (SESSION / "logs/serve").glob("replica_demo_decode_*.log")
+    return sum(log.read_text().count("KV cache transferred") for log in logs)
+
+
+def whole_again(pd: Stack, pairs_met: int) -> None:
+    """Two of each, and the new one has had a KV cache of both others, or they of it."""
 
     def healthy() -> bool:
         there = len(replicas(pd, "prefill")) == len(replicas(pd, "decode")) == 2
@@ -60,6 +67,7 @@ def whole_again(pd: Stack) -> None:
         return there and pd.log.read_text().rstrip().endswith("RUNNING")
 
     wait_until(healthy, REPLACED_S, lambda: pd.log.read_text()[-2000:])
+    wait_until(lambda: met() >= pairs_met + 2, 30, met)
 
 
 def test_200_answers_equal_the_single_engines(pd: Stack) -> None:
@@ -191,9 +199,10 @@ def test_a_frozen_prefill_engine_costs_a_deadline_and_no_answer(pd: Stack) -> No
 def test_a_prefill_replica_killed_mid_way_costs_no_answer(pd: Stack, victim: str) -> None:
     replica = replicas(pd, "prefill")[0]
     process = replica if victim == "replica" else engine_of(replica)
+    before = met()
     answers = burst(pd, 50, 3000, lambda: after(0.5, process.kill))
     assert all(answer.complete for answer in answers), answers
-    whole_again(pd)
+    whole_again(pd, before)
 
 
 @pytest.mark.parametrize("victim", ["replica", "engine"])
@@ -201,10 +210,11 @@ def test_a_decode_replica_killed_mid_way_shows(pd: Stack, victim: str) -> None:
     """The answers that it had begun fail visibly; the others are right."""
     replica = replicas(pd, "decode")[0]
     process = replica if victim == "replica" else engine_of(replica)
+    before = met()
     answers = burst(pd, 50, 4000, lambda: after(0.7, process.kill))
     failed = [answer for answer in answers if answer.failed]
     assert len(failed) <= 16, answers  # no more than were under way
-    whole_again(pd)
+    whole_again(pd, before)
 
 
 def test_clients_that_leave_free_every_block(pd: Stack) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from serve_app.config import Prefill
+from serve_app.ingress.in_process import post
 from serve_app.ingress.kv_transfer import WHOLE_ROUTES
-from serve_app.ingress.prefill import Answer, Unavailable
+from serve_app.ingress.prefill import Answer, PrefillMiddleware, Unavailable
 from tests.unit.stand_in_prefill import (
     CHAT,
     GOOD,
@@ -158,6 +159,15 @@ async def test_a_decode_engine_that_cannot_prefill_is_not_asked_to_judge() -> No
     assert answer.json() == {"error": {"message": "too long"}}
     assert answer.headers[b"content-type"] == b"application/json"
     assert not app.called
+
+
+async def test_the_first_transfer_passes() -> None:
+    """It is of this process, brings its parameters, and also comes while users are served."""
+    app, prefills = App(), StandInPrefills()
+    middleware = PrefillMiddleware(app, prefills, ERROR)
+    request = {"prompt": [1, 2], "kv_transfer_params": {"do_remote_prefill": True}}
+    status, _ = await post(middleware, "/v1/completions", json.dumps(request).encode())
+    assert (status, app.json(), prefills.legs) == (200, request, [])
 
 
 WHOLE = {**REQUEST, "n": 2}
