@@ -64,8 +64,8 @@ class StandInHandle:
         self.futures = list(futures)
         self.legs: list[Leg] = []
 
-    def options(self, *, method_name: str) -> StandInHandle:
-        assert method_name == "prefill"
+    def options(self, *, method_name: str, _by_reference: bool) -> StandInHandle:
+        assert (method_name, _by_reference) == ("prefill", False)
         return self
 
     def remote(self, leg: Leg) -> DeploymentResponse[Answer]:
