@@ -146,8 +146,11 @@ def data_plane_environment() -> dict[str, str]:
         # 2.9 instead of 3.9 ms of CPU per streamed request of 64 tokens on 2 cores.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, len(os.sched_getaffinity(0)) // 4))),
         # A replica that dies before the first byte: once more, elsewhere. HAProxy can only repeat
-        # what fits its buffer, which is 16 KiB by default: fewer than 5000 tokens of a prompt.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500",
+        # what it holds whole before it sends, and what fits its buffer, which is 16 KiB by default:
+        # fewer than 5000 tokens of a prompt. Ray has no setting for the former; what stands here
+        # goes into its `defaults` section as it is.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
+        "    option http-buffer-request",
         "RAY_SERVE_HAPROXY_RETRIES": "1",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 * 1024),
         # 0.1 s by default: the controller and the GCS then take 7 % of a core when idle, now 3 %.

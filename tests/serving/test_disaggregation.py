@@ -207,13 +207,14 @@ def test_a_prefill_replica_killed_mid_way_costs_no_answer(pd: Stack, victim: str
 
 @pytest.mark.parametrize("victim", ["replica", "engine"])
 def test_a_decode_replica_killed_mid_way_shows(pd: Stack, victim: str) -> None:
-    """The answers that it had begun fail visibly; the others are right."""
+    """The streams that it had begun fail visibly; all others are answered, elsewhere."""
     replica = replicas(pd, "decode")[0]
     process = replica if victim == "replica" else engine_of(replica)
     before = met()
     answers = burst(pd, 50, 4000, lambda: after(0.7, process.kill))
     failed = [answer for answer in answers if answer.failed]
-    assert len(failed) <= 16, answers  # no more than were under way
+    assert len(failed) <= 8, failed  # the streamed half of what was under way
+    assert all(answer.text for answer in failed), failed
     whole_again(pd, before)
 
 
