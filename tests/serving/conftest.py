@@ -106,9 +106,6 @@ def command_line(process: psutil.Process) -> str:
 
 
 def start(command: list[str], port: int, log: Path) -> Stack:
-    # Tests that run in the background of a shell have SIGINT ignored, and would hand that down.
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Of its own session, so that a Ctrl-C at the tests reaches it only through its fixture.
     with log.open("wb") as file:
         process = subprocess.Popen(
