@@ -28,6 +28,7 @@ def engines(args: AppArgs) -> dict[str, AppArgs]:
 class EngineOf(NamedTuple):
     """One engine of a config file."""
 
+    application: str
     label: str
     """The application's name, and the deployment's if there are two: `llama decode`."""
     deployment: str
@@ -40,7 +41,7 @@ def engines_of(document: Document) -> Iterator[EngineOf]:
         parts = engines(application.args)
         for deployment, args in parts.items():
             label = application.name if len(parts) == 1 else f"{application.name} {deployment}"
-            yield EngineOf(label, deployment, args)
+            yield EngineOf(application.name, label, deployment, args)
 
 
 def _decode(args: AppArgs, prefill: Prefill) -> AppArgs:
@@ -48,14 +49,14 @@ def _decode(args: AppArgs, prefill: Prefill) -> AppArgs:
     if prefill.fallback == "decode" and _backend(args) == "neuron":
         # A kv_consumer builds no prefill graphs; kv_both builds those of both phases.
         role = "kv_both"
-    engine = {**args.engine, "kv_transfer_config": _transfer(args, prefill, role)}
+    engine = {**args.engine, "kv_transfer_config": _kv_transfer_config(args, prefill, role)}
     return args.model_copy(update={"prefill": None, "engine": engine})
 
 
 def _prefill(args: AppArgs, prefill: Prefill) -> AppArgs:
     merged = {**args.engine, **prefill.engine}
     engine = {name: value for name, value in merged.items() if value is not None}
-    engine["kv_transfer_config"] = _transfer(args, prefill, "kv_producer")
+    engine["kv_transfer_config"] = _kv_transfer_config(args, prefill, "kv_producer")
     return args.model_copy(
         update={
             "prefill": None,
@@ -69,7 +70,7 @@ def _prefill(args: AppArgs, prefill: Prefill) -> AppArgs:
     )
 
 
-def _transfer(args: AppArgs, prefill: Prefill, role: str) -> dict[str, Any]:
+def _kv_transfer_config(args: AppArgs, prefill: Prefill, role: str) -> dict[str, Any]:
     transfer, backend = prefill.transfer, _backend(args)
     default = "UCX" if backend == "cpu" else "LIBFABRIC"
     return {

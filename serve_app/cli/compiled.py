@@ -75,27 +75,28 @@ class Task:
 
 
 def tasks(document: Document, facts: Path | None, application: str | None = None) -> list[Task]:
-    """What there is to compile in a file, or that application alone.
+    """What there is to compile in a file, or for that application, or that engine of it, alone.
 
     Raises:
         ValueError: nothing, or no such application.
     """
-    made = []
-    for label, _, args in engines_of(document):
-        plan = make_plan(args)
+    names, chosen = [], []
+    for engine in engines_of(document):
+        args, plan = engine.args, make_plan(engine.args)
         if plan.target is None:
             continue
         model = find_model(args, os.environ, facts)
         recipe = recipe_of(args, plan, model, model_directory(args, os.environ))
-        made.append(Task(label, args, plan, recipe))
-    names = [task.name for task in made]
-    if not made:
+        names.append(engine.label)
+        if application in (None, engine.application, engine.label):
+            chosen.append(Task(engine.label, args, plan, recipe))
+    if not names:
         raise ValueError(
             f"{document.file} has nothing to compile -> back ends nxdi and neuron compile"
         )
-    if application is not None and application not in names:
+    if not chosen:
         raise ValueError(f"no application {application!r} to compile -> known: {', '.join(names)}")
-    return [task for task in made if application in (None, task.name)]
+    return chosen
 
 
 def describe(task: Task, chip: bool) -> str:

@@ -148,7 +148,8 @@ def compile(
         ),
     ] = False,
     application: Annotated[
-        str | None, typer.Option("--application", help="One of the file's, not all.")
+        str | None,
+        typer.Option("--application", help="One of the file's, or one engine: 'NAME prefill'."),
     ] = None,
     log: Annotated[Path, typer.Option(help="What the compiler says.", metavar="FILE")] = Path(
         "neuron-serve-compile.log"
@@ -163,7 +164,11 @@ def compile(
     from serve_app.cli import compiled
 
     try:
-        for task in compiled.tasks(document, model_facts, application):
+        tasks = compiled.tasks(document, model_facts, application)
+        if script is not None and len(tasks) > 1:
+            names = ", ".join(repr(task.name) for task in tasks)
+            raise ValueError(f"--script writes one compile -> choose by --application: {names}")
+        for task in tasks:
             if dry_run:
                 typer.echo(compiled.describe(task, not no_chip))
             elif script is not None:
@@ -239,16 +244,16 @@ def _resolved(document: Document) -> dict[str, dict[str, object]]:
     from serve_app.deployments.options import deployment_options
 
     resolved: dict[str, dict[str, object]] = {}
-    for label, deployment, args in engines_of(document):
+    for engine in engines_of(document):
         try:
-            plan = make_plan(args)
+            plan = make_plan(engine.args)
         except ConfigError:
             continue  # the findings say why there is no plan
-        model = args.model
-        resolved[label] = {
+        model = engine.args.model
+        resolved[engine.label] = {
             "command": shlex.join(plan.command(model.where, model.id, model.tokenizer)),
             "environment": dict(plan.env),
-            "deployment": deployment_options(args, plan, deployment),
+            "deployment": deployment_options(engine.args, plan, engine.deployment),
             "reasons": list(plan.reasons),
         }
     return resolved
@@ -259,7 +264,7 @@ def _memory(document: Document, model_facts: Path | None) -> dict[str, dict[str,
     from serve_app.backends import engines_of
     from serve_app.preflight import memory_of
 
-    estimates = {label: memory_of(args, model_facts) for label, _, args in engines_of(document)}
+    estimates = {e.label: memory_of(e.args, model_facts) for e in engines_of(document)}
     return {name: {**vars(made), "total": made.total} for name, made in estimates.items() if made}
 
 

@@ -192,7 +192,7 @@ def _check_port(document: Document) -> None:
 def _check_resources(document: Document, there: dict[str, float]) -> None:
     """A cluster of our own does not grow: what does not fit now never will."""
     cpus = cores = 0.0
-    for _, _, args in engines_of(document):
+    for args in (engine.args for engine in engines_of(document)):
         replicas = args.scaling.num_replicas or args.scaling.min_replicas or 1
         target = make_plan(args).target
         cpus += replicas * args.resources.num_cpus
@@ -211,7 +211,7 @@ def _check_resources(document: Document, there: dict[str, float]) -> None:
 
 
 def _instances(document: Document) -> str:
-    named = {args.instance for _, _, args in engines_of(document) if args.instance}
+    named = {e.args.instance for e in engines_of(document) if e.args.instance}
     return ", ".join(sorted(named))
 
 

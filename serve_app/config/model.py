@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from serve_app.config.faults import Faults
 from serve_app.config.prefill import Prefill
 from serve_app.config.sections import (
     Artifacts,
+    EngineArguments,
+    Environment,
     Health,
     Limits,
     Model,
@@ -18,8 +20,6 @@ from serve_app.config.sections import (
     Stack,
     Startup,
     Strict,
-    known_arguments,
-    no_secrets,
 )
 
 
@@ -40,7 +40,7 @@ class AppArgs(Strict):
     stack: Stack = Field(default=Stack(), description="Pins of the Neuron software.")
     artifacts: Artifacts = Field(default=Artifacts(), description="Compiled graphs.")
     model: Model = Field(description="Which weights, and the name that clients use.")
-    engine: dict[str, Any] = Field(
+    engine: EngineArguments = Field(
         default_factory=dict,
         description="Arguments of `vllm serve` under vLLM's own names (max_model_len, "
         "max_num_seqs, enable_auto_tool_choice, ...). What is absent keeps vLLM's default.",
@@ -55,21 +55,11 @@ class AppArgs(Strict):
     limits: Limits = Field(default=Limits(), description="Queueing and refusal.")
     startup: Startup = Field(default=Startup(), description="How a replica starts.")
     health: Health = Field(default=Health(), description="How faults are found.")
-    env: dict[str, str] = Field(
+    env: Environment = Field(
         default_factory=dict,
         description="Environment of the replica. A value may be ${NAME}: it is read where the "
         "replica runs and shows in no status, log or dashboard. Use that for secrets.",
     )
-
-    @field_validator("engine")
-    @classmethod
-    def _known_arguments(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        return known_arguments(engine)
-
-    @field_validator("env")
-    @classmethod
-    def _environment(cls, env: dict[str, str]) -> dict[str, str]:
-        return no_secrets(env)
 
     @model_validator(mode="after")
     def _one_transfer(self) -> AppArgs:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from serve_app.config.faults import Faults
 from serve_app.config.sections import (
+    EngineArguments,
+    Environment,
     Limits,
     Resources,
     Scaling,
     Strict,
-    known_arguments,
-    no_secrets,
 )
 
 
@@ -46,7 +47,7 @@ class Transfer(Strict):
 class Prefill(Strict):
     """Engines of their own for prompts; the engine beside this block then only generates."""
 
-    engine: dict[str, Any] = Field(
+    engine: EngineArguments = Field(
         default_factory=dict,
         description="Engine arguments of the prefill engines where they differ from `engine`; "
         "null goes back to vLLM's default.",
@@ -64,7 +65,7 @@ class Prefill(Strict):
     limits: Limits = Field(
         default=Limits(), description="When a prefill replica lets requests wait or refuses them."
     )
-    env: dict[str, str] = Field(
+    env: Environment = Field(
         default_factory=dict,
         description="Environment of the prefill replicas, over `env`. A value may be ${NAME}.",
     )
@@ -94,15 +95,14 @@ class Prefill(Strict):
     )
     transfer: Transfer = Field(default=Transfer(), description="How KV caches travel.")
 
-    @field_validator("engine")
+    @field_validator("scaling")
     @classmethod
-    def _known_arguments(cls, engine: dict[str, Any]) -> dict[str, Any]:
-        return known_arguments(engine)
-
-    @field_validator("env")
-    @classmethod
-    def _environment(cls, env: dict[str, str]) -> dict[str, str]:
-        return no_secrets(env)
+    def _never_none(cls, scaling: Scaling) -> Scaling:
+        if scaling.min_replicas == 0:
+            # No prompt waits for a replica that is not there, so none would ever be started.
+            mend = "use 1, or remove prefill"
+            raise Faults([("min_replicas", "there is at least one prefill replica", mend)])
+        return scaling
 
     @model_validator(mode="after")
     def _never_by_itself(self) -> Prefill:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from serve_app.config.environment import references
 from serve_app.config.faults import Faults
@@ -218,8 +218,7 @@ class Health(Strict):
     )
 
 
-def known_arguments(engine: dict[str, Any]) -> dict[str, Any]:
-    """A validator: every key is an argument of some vLLM and of the right kind."""
+def _known_arguments(engine: dict[str, Any]) -> dict[str, Any]:
     known = every_argument()
     faults = []
     for name, value in engine.items():
@@ -236,8 +235,7 @@ def known_arguments(engine: dict[str, Any]) -> dict[str, Any]:
     return engine
 
 
-def no_secrets(env: dict[str, str]) -> dict[str, str]:
-    """A validator: secrets come by reference only."""
+def _no_secrets(env: dict[str, str]) -> dict[str, str]:
     faults = []
     for name, value in env.items():
         secret = any(word in name.upper() for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
@@ -247,3 +245,9 @@ def no_secrets(env: dict[str, str]) -> dict[str, str]:
     if faults:
         raise Faults(faults)
     return env
+
+
+EngineArguments = Annotated[dict[str, Any], AfterValidator(_known_arguments)]
+"""Each key is an argument of some vLLM, its value of the right kind."""
+Environment = Annotated[dict[str, str], AfterValidator(_no_secrets)]
+"""Secrets come by reference only."""

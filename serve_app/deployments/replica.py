@@ -13,7 +13,6 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.backends import engines, make_plan
-from serve_app.backends.transfer import disaggregated
 from serve_app.config import AppArgs, ConfigError, Severity, parse_args
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
 from serve_app.deployments.prefill_pool import PrefillPool
@@ -39,7 +38,8 @@ _PATIENCE_S = 30.0
 
 @serve.ingress()
 class EngineReplica:
-    """Starts vLLM's AsyncLLM and serves vLLM's own ASGI app, so no token passes our code.
+    """Starts vLLM's AsyncLLM and serves vLLM's own ASGI app; of the tokens our code sees that they
+    are no error, and nothing else.
 
     With prefill replicas behind it, it is the decode engine: it has each prompt prefilled there,
     fetches the KV cache and generates.
@@ -136,7 +136,7 @@ async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
     plan = make_plan(args)
     for reason in plan.reasons:
         logger.info(reason)
-    if application.prefill is not None and disaggregated(args.engine):
+    if application.prefill is not None:
         before = 0 if name == PREFILL else parts[PREFILL].scaling.most
         claim_side_channel(
             os.environ,

@@ -65,7 +65,7 @@ def brings_params(request: Mapping[str, Any]) -> bool:
     return any(isinstance(place, Mapping) and PARAMS in place for place in places)
 
 
-def whole(path: str, request: Mapping[str, Any]) -> str | None:
+def why_not_split(path: str, request: Mapping[str, Any]) -> str | None:
     """Why a request cannot be split, in a word or two; None when it can.
 
     A KV cache is fetched once and then freed, so that what makes several sequences of one

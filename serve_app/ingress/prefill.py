@@ -25,7 +25,7 @@ from serve_app.ingress.kv_transfer import (
     decode_request,
     prefill_request,
     prompt_tokens,
-    whole,
+    why_not_split,
 )
 
 _FORWARDED = (b"authorization", b"x-request-id", b"traceparent", b"tracestate")
@@ -96,7 +96,8 @@ Prefills = Callable[[Leg], Awaitable[Answer]]
 class PrefillMiddleware:
     """Splits requests of completions and chat; lets everything else through.
 
-    It sees each request once and no token: what the decode engine streams passes as it is.
+    It reads each request once. What the decode engine streams passes as it is; its first byte is
+    timed.
     """
 
     def __init__(self, app: ASGIApp, prefills: Prefills, policy: Prefill) -> None:
@@ -117,7 +118,7 @@ class PrefillMiddleware:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         reason = f"requests to {path}" if path in WHOLE_ROUTES else None
         if request is not None and path in ROUTES:
-            reason = whole(path, request)
+            reason = why_not_split(path, request)
             if reason is None and prompt_tokens(request) < self._policy.min_prompt_tokens:
                 reason = "short prompt"
             if reason is None:

@@ -41,7 +41,7 @@ def pd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     config = directory / "pd.yaml"
     config.write_text(CONFIG.format(port=port))
     command = str(Path(sys.executable).with_name("neuron-serve"))
-    running = start([command, "run", str(config)], port, directory / "log")
+    running = start([command, "run", "--address", "local", str(config)], port, directory / "log")
     try:
         running.wait_until_ready(400)
         wait_until(lambda: "ready in" in running.log.read_text(), 400, running.log.read_text)

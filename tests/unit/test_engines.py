@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from serve_app.backends import engines, engines_of, make_plan
 from serve_app.backends.transfer import NIXL_POLL_US, disaggregated, transfer_env
+from serve_app.cli.compiled import tasks
+from serve_app.cli.main import app
 from serve_app.config import AppArgs, ConfigError, load, parse_args
 from serve_app.config.rehearsal import rehearse
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
@@ -151,6 +154,40 @@ def test_decode_limits_count_every_data_parallel_rank() -> None:
         engine={"data_parallel_size": 4, "max_num_seqs": 4},
     )
     assert [make_plan(args).max_num_seqs for args in (decode, prefill)] == [16, 1]
+
+
+def test_no_prefill_replica_is_refused() -> None:
+    """None would ever be started: requests do not wait for a replica that is not there."""
+    scaling = {"min_replicas": 0, "max_replicas": 2}
+    with pytest.raises(ConfigError, match="at least one prefill replica -> use 1"):
+        parse_args({"model": {"id": "m"}, "prefill": {"scaling": scaling}})
+
+
+@pytest.mark.parametrize(
+    ("application", "engines"),
+    [
+        (None, ["decode", "prefill"]),
+        ("llama3-3-70b", ["decode", "prefill"]),
+        ("llama3-3-70b prefill", ["prefill"]),
+    ],
+)
+def test_what_is_compiled_of_a_pair(application: str | None, engines: list[str]) -> None:
+    document = load(ROOT / "configs/llama3.3-70b-pd-trn2.yaml")
+    names = [task.name for task in tasks(document, None, application)]
+    assert names == [f"llama3-3-70b {engine}" for engine in engines]
+
+
+def test_one_script_holds_one_compile(tmp_path: Path) -> None:
+    script = tmp_path / "compile.sh"
+    config = str(ROOT / "configs/llama3.3-70b-pd-trn2.yaml")
+    words = ["compile", "--script", str(script), config]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 1
+    assert "--application: 'llama3-3-70b decode', 'llama3-3-70b prefill'" in refused.stderr
+    assert not script.exists()
+    words += ["--application", "llama3-3-70b prefill"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert "kv_producer" in script.read_text()
 
 
 def test_labels() -> None:

@@ -18,7 +18,7 @@ from serve_app.ingress.kv_transfer import (
     decode_request,
     prefill_request,
     prompt_tokens,
-    whole,
+    why_not_split,
 )
 
 JSON = st.recursive(
@@ -66,7 +66,7 @@ OF_THE_PROMPT = {
 @given(PATHS, JUNK)
 def test_no_object_raises_and_none_is_changed(path: str, request: dict[str, Any]) -> None:
     before = deepcopy(request)
-    reason = whole(path, request)
+    reason = why_not_split(path, request)
     assert reason is None or reason
     assert prompt_tokens(request) >= 0
     assert brings_params(request) in (True, False)
@@ -149,7 +149,7 @@ def test_prefill_is_not_asked_about_tokens_it_does_not_make(field: dict[str, Any
     ],
 )
 def test_what_one_engine_has_to_do(path: str, fields: dict[str, Any], reason: str) -> None:
-    assert whole(path, {**HELLO, "prompt": "p", **fields}) == reason
+    assert why_not_split(path, {**HELLO, "prompt": "p", **fields}) == reason
 
 
 @pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
@@ -175,28 +175,28 @@ def test_what_one_engine_has_to_do(path: str, fields: dict[str, Any], reason: st
     ids=repr,
 )
 def test_what_can_be_split(path: str, fields: dict[str, Any]) -> None:
-    assert whole(path, {**HELLO, "prompt": "p", **fields}) is None
+    assert why_not_split(path, {**HELLO, "prompt": "p", **fields}) is None
 
 
 def test_an_echo_reads_the_prompts_logits_in_chat_only() -> None:
-    assert whole(CHAT, {**HELLO, "echo": True}) == "prompt_logprobs"
-    assert whole(COMPLETIONS, {"prompt": "p", "echo": True}) is None
+    assert why_not_split(CHAT, {**HELLO, "echo": True}) == "prompt_logprobs"
+    assert why_not_split(COMPLETIONS, {"prompt": "p", "echo": True}) is None
 
 
 @pytest.mark.parametrize("prompt", ["text", [1, 2], ["text"], [[1, 2]], None, "", [1]], ids=repr)
 def test_one_prompt_is_split(prompt: Any) -> None:
-    assert whole(COMPLETIONS, {"prompt": prompt}) is None
+    assert why_not_split(COMPLETIONS, {"prompt": prompt}) is None
 
 
 @pytest.mark.parametrize("prompt", [["a", "b"], [[1], [2]], []], ids=repr)
 def test_several_prompts_are_not(prompt: Any) -> None:
-    assert whole(COMPLETIONS, {"prompt": prompt}) == "several prompts"
-    assert whole(CHAT, {**HELLO, "prompt": prompt}) is None  # chat does not read the field
+    assert why_not_split(COMPLETIONS, {"prompt": prompt}) == "several prompts"
+    assert why_not_split(CHAT, {**HELLO, "prompt": prompt}) is None  # chat does not read the field
 
 
 def test_embeddings_are_not_split() -> None:
-    assert whole(COMPLETIONS, {"prompt_embeds": "AAAA"}) == "prompt_embeds"
-    assert whole(COMPLETIONS, {"prompt": "p", "prompt_embeds": None}) is None
+    assert why_not_split(COMPLETIONS, {"prompt_embeds": "AAAA"}) == "prompt_embeds"
+    assert why_not_split(COMPLETIONS, {"prompt": "p", "prompt_embeds": None}) is None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from serve_app.ingress.kv_transfer import (
     brings_params,
     decode_request,
     prefill_request,
-    whole,
+    why_not_split,
 )
 
 pytest.importorskip("vllm.entrypoints.openai.completion.protocol")
@@ -120,7 +120,7 @@ def accepted(path: str, request: dict[str, Any]) -> bool:
 @example((COMPLETIONS, {"prompt": "p", "stream": True, "echo": True, "max_tokens": 9}))
 def test_prefill_takes_what_decode_takes(case: tuple[str, dict[str, Any]]) -> None:
     path, request = case
-    if not accepted(path, request) or whole(path, request) is not None:
+    if not accepted(path, request) or why_not_split(path, request) is not None:
         return
     prefill = sampling(path, prefill_request(request))
     assert prefill.max_tokens == 1
@@ -145,7 +145,7 @@ def test_prefill_takes_what_decode_takes(case: tuple[str, dict[str, Any]]) -> No
 @example((CHAT, {"messages": [{"role": "user", "content": "x"}], "truncate_prompt_tokens": -1}))
 def test_both_engines_have_the_same_tokens(case: tuple[str, dict[str, Any]]) -> None:
     path, request = case
-    if not accepted(path, request) or whole(path, request) is not None:
+    if not accepted(path, request) or why_not_split(path, request) is not None:
         return
 
     class Config:

@@ -36,7 +36,8 @@ def test_what_is_shown_is_what_runs(
     file = tmp_path / config.name
     file.write_text(re.sub(r"path: /var/lib/neuron-serve", f"path: {tmp_path}", text))
     shown = _resolved(load(file))[label]
-    ((_, deployment, args),) = [made for made in engines_of(load(file)) if made.label == label]
+    (engine_of,) = [made for made in engines_of(load(file)) if made.label == label]
+    deployment, args = engine_of.deployment, engine_of.args
     plan = make_plan(args)
     if plan.target is not None:  # as Ray sets it by the actor's resource
         cores = plan.actor_options["resources"]["neuron_cores"]
