@@ -2,7 +2,7 @@
 
 from serve_app.backends.choice import choose_backend
 from serve_app.backends.cpu import CpuBackend
-from serve_app.backends.engines import engines, engines_of
+from serve_app.backends.engines import engines, engines_of, side_channels
 from serve_app.backends.neuron import NeuronBackend
 from serve_app.backends.nxdi import NxdiBackend
 from serve_app.backends.plan import Backend, EnginePlan, Machine, this_machine
@@ -35,5 +35,6 @@ __all__ = [
     "engines",
     "engines_of",
     "make_plan",
+    "side_channels",
     "this_machine",
 ]

@@ -6,7 +6,7 @@ engines only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from serve_app.backends.choice import choose_backend
@@ -23,6 +23,27 @@ def engines(args: AppArgs) -> dict[str, AppArgs]:
     if args.prefill is None:
         return {ENGINE: args}
     return {DECODE: _decode(args, args.prefill), PREFILL: _prefill(args, args.prefill)}
+
+
+class SideChannels(NamedTuple):
+    """The TCP ports of an application's engines on a node (serve_app.engine.side_channel)."""
+
+    first: int
+    slots: int
+    """Room for engines: twice the replicas, as an update starts new ones beside the old."""
+    ports: int
+    """Of each engine; vLLM adds the data-parallel rank to the first."""
+
+    @property
+    def all(self) -> range:
+        return range(self.first, self.first + self.slots * self.ports)
+
+
+def side_channels(first: int, parts: Iterable[AppArgs]) -> SideChannels:
+    """Those of a prefill and a decode engine, from the port `first` on."""
+    parts = list(parts)
+    ports = max(int(part.engine.get("data_parallel_size") or 1) for part in parts)
+    return SideChannels(first, 2 * sum(part.scaling.most for part in parts), ports)
 
 
 class EngineOf(NamedTuple):

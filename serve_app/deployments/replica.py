@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.backends import engines, make_plan
+from serve_app.backends import engines, make_plan, side_channels
 from serve_app.config import AppArgs, ConfigError, Severity, parse_args
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
 from serve_app.deployments.prefill_pool import PrefillPool
@@ -137,15 +137,11 @@ async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
     for reason in plan.reasons:
         logger.info(reason)
     if application.prefill is not None:
+        first, slots, ports = side_channels(application.prefill.transfer.port, parts.values())
         before = 0 if name == PREFILL else parts[PREFILL].scaling.most
-        claim_side_channel(
-            os.environ,
-            ray.util.get_node_ip_address(),
-            application.prefill.transfer.port,
-            slot=before + serve.get_replica_context().rank.rank,
-            slots=2 * sum(part.scaling.most for part in parts.values()),
-            ports=max(int(part.engine.get("data_parallel_size") or 1) for part in parts.values()),
-        )
+        slot = before + serve.get_replica_context().rank.rank
+        host = ray.util.get_node_ip_address()
+        claim_side_channel(os.environ, host, first, slot, slots, ports)
     return await start_engine(args, plan, phases)
 
 

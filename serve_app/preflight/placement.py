@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from serve_app.config import Prefill, Severity
-from serve_app.config.model import AppArgs
+from serve_app.backends import engines, side_channels
+from serve_app.config import Severity
 from serve_app.preflight.case import NATIVE, Pair, Side, Trip, pair_rule
 
 _TUTORIAL = "aws-neuron-sdk vllm-neuron/docs/tutorials/tutorial-di-1p1d-xpyd.md"
@@ -162,15 +162,6 @@ _TAKEN = (
 """Ray 2.60 _private/ray_constants.py, scripts/scripts.py (start), serve/_private/constants.py."""
 
 
-def ports(args: AppArgs, section: Prefill) -> range:
-    """Those that the engines of an application may take on a node (claim_side_channel)."""
-    scalings = (args.scaling, section.scaling)
-    engines = (args.engine, {**args.engine, **section.engine})
-    each = max(1, *(int(engine.get("data_parallel_size") or 1) for engine in engines))
-    slots = 2 * sum(scaling.most for scaling in scalings)
-    return range(section.transfer.port, section.transfer.port + slots * each)
-
-
 @pair_rule(
     "pd-ports",
     Severity.ERROR,
@@ -179,7 +170,8 @@ def ports(args: AppArgs, section: Prefill) -> range:
     "Ray 2.60 _private/ray_constants.py, serve/_private/constants.py",
 )
 def port_range(pair: Pair) -> Iterator[Trip]:
-    own = ports(pair.decode.args, pair.section)
+    sides = (side.args for side in pair.sides)
+    own = side_channels(pair.section.transfer.port, sides).all
     path, mend = "prefill.transfer.port", "set prefill.transfer.port so that they are clear of it"
     what = f"the side channels take the ports {own[0]} to {own[-1]}"
     if own[-1] > 65535:
@@ -191,7 +183,9 @@ def port_range(pair: Pair) -> Iterator[Trip]:
         if other.name == pair.name:
             break  # the later of two applications is told
         if other.args.prefill is not None:
-            theirs = ports(other.args, other.args.prefill)
+            theirs = side_channels(
+                other.args.prefill.transfer.port, engines(other.args).values()
+            ).all
             taken.append((f"application {other.name}", theirs[0], theirs[-1]))
     if pair.file:
         http = pair.file.http_options.port
