@@ -65,7 +65,7 @@ Start = Callable[[Path, int], list[Command]]
 def vllm_serve(args: AppArgs, port: int, env: Mapping[str, str] | None = None) -> Command:
     """The `vllm serve` line that our replica runs, and its environment."""
     plan = make_plan(args)
-    words = [*plan.command(str(WEIGHTS), args.model.id), "--host=127.0.0.1", f"--port={port}"]
+    words = [*plan.command(str(WEIGHTS), args.model.names), "--host=127.0.0.1", f"--port={port}"]
     return Command(words, {**plan.env, **(env or {})}, "API server")
 
 

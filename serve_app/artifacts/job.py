@@ -243,7 +243,7 @@ def _native(args: AppArgs, plan: EnginePlan, recipe: Recipe, model: str, chip: b
 
 def _engine_command(plan: EnginePlan, model: str, changed: Mapping[str, Any]) -> list[str]:
     engine = {**plan.engine_args, **{name: value for name, value in changed.items() if value}}
-    _, _, where, *arguments = replace(plan, engine_args=engine).command(model, model)
+    _, _, where, *arguments = replace(plan, engine_args=engine).command(model, [model])
     return ["python", "-c", WARM_UP, f"--model={where}", *arguments]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,9 +67,11 @@ class EnginePlan:
         """The same plan with one more reason, the first."""
         return replace(self, reasons=(reason, *self.reasons))
 
-    def command(self, model: str, served_name: str, tokenizer: str | None = None) -> list[str]:
+    def command(
+        self, model: str, served_names: Sequence[str], tokenizer: str | None = None
+    ) -> list[str]:
         """The equal `vllm serve` command line; the replica parses just this."""
-        names = {"served_model_name": [served_name], "tokenizer": tokenizer}
+        names = {"served_model_name": [*served_names], "tokenizer": tokenizer}
         return command(self.vllm, model, {**names, **self.engine_args})
 
 

@@ -104,7 +104,7 @@ def describe(task: Task, chip: bool) -> str:
     job = task.job(task.args.model.where, chip)
     needs = f"a chip of {job.chip}" if job.chip else "no chip"
     model = task.args.model
-    serve = task.plan.command(model.where, model.id, model.tokenizer)
+    serve = task.plan.command(model.where, model.names, model.tokenizer)
     return "\n".join(
         [
             f"# {task.name}: key {task.recipe.key}, SDK {task.recipe.sdk}, needs {needs}",

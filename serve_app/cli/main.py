@@ -251,7 +251,7 @@ def _resolved(document: Document) -> dict[str, dict[str, object]]:
             continue  # the findings say why there is no plan
         model = engine.args.model
         resolved[engine.label] = {
-            "command": shlex.join(plan.command(model.where, model.id, model.tokenizer)),
+            "command": shlex.join(plan.command(model.where, model.names, model.tokenizer)),
             "environment": dict(plan.env),
             "deployment": deployment_options(engine.args, plan, engine.deployment),
             "reasons": list(plan.reasons),

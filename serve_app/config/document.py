@@ -6,17 +6,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from serve_app.config.faults import Faults
 from serve_app.config.findings import ConfigError, Finding, Severity, did_you_mean
+from serve_app.config.front_door import FrontDoorArgs
 from serve_app.config.model import AppArgs
-from serve_app.config.serve_file import Application, ServeFile
+from serve_app.config.serve_file import Application, FrontDoorApplication, ServeFile
 
 Location = tuple[str | int, ...]
+_Args = TypeVar("_Args", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,16 @@ class Document:
         return _line(self.root, tuple(int(part) if part.isdigit() else part for part in parts))
 
     def applications(self) -> Iterator[tuple[str, Application]]:
-        """Each application with its path in the document."""
+        """Each application that serves a model, with its path in the document."""
         for index, application in enumerate(self.serve.applications):
-            yield f"applications[{index}]", application
+            if isinstance(application, Application):
+                yield f"applications[{index}]", application
+
+    def front_doors(self) -> Iterator[tuple[str, FrontDoorApplication]]:
+        """Each front door, with its path in the document."""
+        for index, application in enumerate(self.serve.applications):
+            if isinstance(application, FrontDoorApplication):
+                yield f"applications[{index}]", application
 
 
 def load(file: str | Path) -> Document:
@@ -75,20 +84,34 @@ def parse_args(args: dict[str, Any]) -> AppArgs:
     Raises:
         ConfigError: with every fault, paths starting at `args`.
     """
+    return _parse_args(args, AppArgs)
+
+
+def parse_front_door_args(args: dict[str, Any]) -> FrontDoorArgs:
+    """The same for `build_front_door`."""
+    return _parse_args(args, FrontDoorArgs)
+
+
+def _parse_args(args: dict[str, Any], kind: type[_Args]) -> _Args:
     try:
-        return AppArgs.model_validate(args)
+        return kind.model_validate(args)
     except ValidationError as error:
-        found = [f for fault in error.errors() for f in _findings(fault, AppArgs, None)]
+        found = [f for fault in error.errors() for f in _findings(fault, kind, None)]
         raise ConfigError(finding.under("args") for finding in found) from None
 
 
 def _findings(fault: Any, model: type[BaseModel], root: yaml.Node | None) -> Iterator[Finding]:
     """One finding for a pydantic error, several where a validator collected several."""
-    location: Location = tuple(fault["loc"])
+    # pydantic names the chosen kind of application, too, which is no key of the document.
+    location: Location = tuple(part for part in fault["loc"] if not _is_tag(part))
     cause = fault.get("ctx", {}).get("error")
     if isinstance(cause, Faults):
         for key, message, mend in cause.faults:
             yield _error("schema", message, mend, (*location, key) if key else location, root)
+    elif fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        mend = "serve_app:build_app for a model, serve_app:build_front_door for the front door"
+        message = "it is no builder of this package"
+        yield _error("schema", message, mend, (*location, "import_path"), root)
     elif fault["type"] == "extra_forbidden":
         mend = did_you_mean(str(location[-1]), _known_keys(model, location[:-1]))
         yield _error("schema", f"unknown key {location[-1]!r}", mend, location, root)
@@ -101,6 +124,10 @@ def _findings(fault: Any, model: type[BaseModel], root: yaml.Node | None) -> Ite
         given = fault["input"]
         shown = "" if isinstance(given, dict | list) else f", not {given!r}"
         yield _error("schema", f"{message}{shown}", "", location, root)
+
+
+def _is_tag(part: str | int) -> bool:
+    return isinstance(part, str) and part.startswith("serve_app:")
 
 
 def _error(
@@ -121,17 +148,21 @@ def dotted(location: Sequence[str | int]) -> str:
 
 
 def _known_keys(model: type[BaseModel], location: Location) -> list[str]:
-    """The keys that the model at `location` below `model` has."""
+    """The keys that the models at `location` below `model` have."""
+    models = [model]
     for part in location:
-        if isinstance(part, int) or part not in model.model_fields:
+        if isinstance(part, int):
             continue
-        annotation = model.model_fields[part].annotation
-        nested = [annotation, *get_args(annotation)]
-        inner = [kind for kind in nested if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
-            return []
-        model = inner[0]
-    return list(model.model_fields)
+        fields = [kind.model_fields[part] for kind in models if part in kind.model_fields]
+        models = [kind for field in fields for kind in _models_in(field.annotation)]
+    return [name for kind in models for name in kind.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation such as `list[A | B] | None` speaks of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]
 
 
 def _line(node: yaml.Node, location: Location) -> int:

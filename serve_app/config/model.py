@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from serve_app.config.access import Access
 from serve_app.config.faults import Faults
 from serve_app.config.prefill import Prefill
 from serve_app.config.sections import (
@@ -53,6 +54,7 @@ class AppArgs(Strict):
         "does both.",
     )
     limits: Limits = Field(default=Limits(), description="Queueing and refusal.")
+    access: Access = Field(default=Access(), description="API keys and quotas.")
     startup: Startup = Field(default=Startup(), description="How a replica starts.")
     health: Health = Field(default=Health(), description="How faults are found.")
     env: Environment = Field(

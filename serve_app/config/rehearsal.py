@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.config.document import Document
-from serve_app.config.serve_file import DECODE, ENGINE, PREFILL, ServeFile
+from serve_app.config.serve_file import DECODE, ENGINE, PREFILL, Application, ServeFile
 
 _KEPT = (
     "enable_auto_tool_choice",
@@ -33,9 +33,10 @@ def rehearse(document: Document, max_num_seqs: Mapping[str, Mapping[str, int]]) 
     derive from it.
     """
     applications = []
-    for data, (_, typed) in zip(
-        document.data["applications"], document.applications(), strict=True
-    ):
+    for data, typed in zip(document.data["applications"], document.serve.applications, strict=True):
+        if not isinstance(typed, Application):
+            applications.append(data)
+            continue
         args = data["args"]
         engine = {name: args["engine"][name] for name in _KEPT if name in args.get("engine", {})}
         batches = max_num_seqs[typed.name]
@@ -46,13 +47,17 @@ def rehearse(document: Document, max_num_seqs: Mapping[str, Mapping[str, int]]) 
             engine["tool_call_parser"] = "hermes"
         rehearsed: dict[str, Any] = {
             "backend": "cpu",
-            "model": {"id": typed.args.model.id, "source": "builtin:demo"},
+            "model": {
+                "id": typed.args.model.id,
+                "source": "builtin:demo",
+                "aliases": typed.args.model.aliases,
+            },
             "engine": engine,
             "resources": dict(_RESOURCES),
         }
         if typed.args.prefill is not None:
             rehearsed["prefill"] = _prefill(args["prefill"], batches[PREFILL])
-        kept = ("scaling", "limits", "startup", "health")
+        kept = ("scaling", "limits", "access", "startup", "health")
         rehearsed |= {name: args[name] for name in kept if name in args}
         applications.append({**data, "args": rehearsed})
     data = {**document.data, "applications": applications}

@@ -44,10 +44,21 @@ class Model(Strict):
         "May hold ${NAME}.",
     )
 
+    aliases: list[str] = Field(
+        default_factory=list,
+        description="Further names that clients may use. Several applications may have the same "
+        "alias: the front door shares its requests out among them.",
+    )
+
     @property
     def where(self) -> str:
         """The place of the weights: `source`, or else `id`."""
         return self.source or self.id
+
+    @property
+    def names(self) -> list[str]:
+        """All that clients may put into `model`, first the one that answers carry."""
+        return [self.id, *(alias for alias in self.aliases if alias != self.id)]
 
 
 class Resources(Strict):
@@ -132,6 +143,9 @@ class Limits(Strict):
         ge=0,
         description="Requests that wait beyond those; further ones are answered 503 with "
         "Retry-After. Default 2 x max_num_seqs.",
+    )
+    max_body_mib: float = Field(
+        default=32.0, gt=0, description="Larger request bodies are answered 413. In MiB."
     )
 
 

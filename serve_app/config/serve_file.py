@@ -6,16 +6,18 @@ silently. Here they are refused. A test compares the keys with the installed Ray
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from serve_app.config.faults import Faults
 from serve_app.config.findings import did_you_mean
+from serve_app.config.front_door import FrontDoorArgs
 from serve_app.config.model import AppArgs
 from serve_app.config.sections import Strict
 
 ENGINE, DECODE, PREFILL = "engine", "decode", "prefill"
+FRONT_DOOR = "front-door"
 """Names of the deployments that hold engines; `deployments:` overrides refer to them. An
 application has `engine`, or with a `prefill` section `decode` and `prefill`."""
 
@@ -63,19 +65,17 @@ class HttpOptions(Strict):
     ssl_ca_certs: str | None = Field(default=None, description="TLS certificate authorities.")
 
 
-class Application(Strict):
-    """One application: one model on one route prefix."""
+class _Application(Strict):
+    """What Ray Serve knows of any application."""
 
     name: str = Field(default="default", min_length=1, description="Name of the application.")
     route_prefix: str | None = Field(
         default="/", pattern="^/", description="Path under which its routes stand."
     )
-    import_path: Literal["serve_app:build_app"] = Field(description="This package's builder.")
-    args: AppArgs = Field(description="The model, its engine, and how it is served.")
     deployments: list[dict[str, Any]] = Field(
         default_factory=list,
-        description="Ray Serve's own overrides of the deployment `engine`, or with a `prefill` "
-        "section of `decode` and `prefill`.",
+        description="Ray Serve's own overrides of the deployments: `engine`, or with a `prefill` "
+        "section `decode` and `prefill`; of the front door, `front-door`.",
     )
     runtime_env: dict[str, Any] = Field(
         default_factory=dict, description="Ray's runtime environment of the application."
@@ -92,9 +92,14 @@ class Application(Strict):
         default=False, description="Ray Serve's switch for an external scaler."
     )
 
+    @property
+    def deployment_names(self) -> tuple[str, ...]:
+        """What `deployments:` may override."""
+        raise NotImplementedError
+
     @model_validator(mode="after")
-    def _known_overrides(self) -> Application:
-        names = (DECODE, PREFILL) if self.args.prefill else (ENGINE,)
+    def _known_overrides(self) -> _Application:
+        names = self.deployment_names
         faults = []
         for override in self.deployments:
             if override.get("name") not in names:
@@ -107,6 +112,32 @@ class Application(Strict):
         if faults:
             raise Faults(faults)
         return self
+
+
+class Application(_Application):
+    """One application: one model on one route prefix."""
+
+    import_path: Literal["serve_app:build_app"] = Field(description="This package's builder.")
+    args: AppArgs = Field(description="The model, its engine, and how it is served.")
+
+    @property
+    def deployment_names(self) -> tuple[str, ...]:
+        return (DECODE, PREFILL) if self.args.prefill else (ENGINE,)
+
+
+class FrontDoorApplication(_Application):
+    """The front door: all models behind one `/v1`."""
+
+    import_path: Literal["serve_app:build_front_door"] = Field(
+        description="This package's builder of the front door."
+    )
+    args: FrontDoorArgs = Field(
+        default=FrontDoorArgs(), description="How requests are shared out, and who may ask."
+    )
+
+    @property
+    def deployment_names(self) -> tuple[str, ...]:
+        return (FRONT_DOOR,)
 
 
 class ServeFile(Strict):
@@ -127,11 +158,22 @@ class ServeFile(Strict):
     target_capacity: float | None = Field(
         default=None, ge=0, le=100, description="Percent of the replicas to run."
     )
-    applications: list[Application] = Field(min_length=1, description="The applications.")
+    applications: list[
+        Annotated[Application | FrontDoorApplication, Field(discriminator="import_path")]
+    ] = Field(min_length=1, description="The applications: models, and the front door if any.")
+
+    @property
+    def models(self) -> list[Application]:
+        """The applications that serve a model."""
+        return [app for app in self.applications if isinstance(app, Application)]
+
+    @property
+    def front_doors(self) -> list[FrontDoorApplication]:
+        return [app for app in self.applications if isinstance(app, FrontDoorApplication)]
 
     @field_validator("applications")
     @classmethod
-    def _distinct(cls, applications: list[Application]) -> list[Application]:
+    def _distinct(cls, applications: list[_Application]) -> list[_Application]:
         faults = []
         for field in ("name", "route_prefix"):
             values = [getattr(application, field) for application in applications]

@@ -163,7 +163,7 @@ async def _start_vllm(
     args: AppArgs, plan: EnginePlan, model: str, tokenizer: str | None, phases: Phases
 ) -> Engine:
     phases.report(ENGINE, f"vLLM on {plan.backend}")
-    command = plan.command(model, args.model.id, tokenizer)
+    command = plan.command(model, args.model.names, tokenizer)
     logger.info("engine: %s", shlex.join(command))
     clock = StepClock()
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)

@@ -179,7 +179,7 @@ def port_range(pair: Pair) -> Iterator[Trip]:
         yield Trip(f"{what}, and 65535 is the last", f"set it to {lowest} or less", path)
         return
     taken = list(_TAKEN)
-    for other in pair.file.applications if pair.file else ():
+    for other in pair.file.models if pair.file else ():
         if other.name == pair.name:
             break  # the later of two applications is told
         if other.args.prefill is not None:

@@ -29,7 +29,7 @@ model = "serve_app/demo_model"
 args = parse_args({"model": {"id": "demo"}, "engine": {"enable_auto_tool_choice": True,
     "tool_call_parser": "hermes", "override_generation_config": {"top_k": 3}}})
 plan = BACKENDS["cpu"].plan(args, this_machine())
-ours = adapter.parse(plan.command(model, "demo"))
+ours = adapter.parse(plan.command(model, ["demo"]))
 added = plan.engine_args.keys() - args.engine.keys()
 assert added <= {"dtype", "distributed_executor_backend"}, added
 

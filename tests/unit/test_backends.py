@@ -83,7 +83,7 @@ def test_options_do_not_depend_on_the_machine() -> None:
 
 
 def test_the_command_line_tells_everything() -> None:
-    words = plan(engine={"max_num_seqs": 4, "enable_prefix_caching": False}).command("/m", "name")
+    words = plan(engine={"max_num_seqs": 4, "enable_prefix_caching": False}).command("/m", ["name"])
     assert words[:4] == ["vllm", "serve", "/m", "--served-model-name"]
     assert words[4:] == [
         "name",

@@ -66,7 +66,11 @@ def test_every_field_is_described() -> None:
             "backend: gpu",
             "args.backend: should be 'auto', 'cpu', 'nxdi' or 'neuron', not 'gpu'",
         ),
-        ("serve_app:build_app", "serve_ap:build_app", "should be 'serve_app:build_app'"),
+        (
+            "serve_app:build_app",
+            "serve_ap:build_app",
+            "it is no builder of this package -> serve_app:build_app for a model",
+        ),
         ("backend: cpu", "scaling: {num_replicas: 1, max_replicas: 2}", "not both"),
         ("backend: cpu", "scaling: {min_replicas: 1}", "autoscaling needs max_replicas"),
         ("backend: cpu", "env: {HF_TOKEN: hf_x}", "in clear text -> write HF_TOKEN: ${HF_TOKEN}"),

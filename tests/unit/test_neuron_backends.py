@@ -64,7 +64,7 @@ def test_what_the_plugin_enforces_is_written_out() -> None:
     assert made.env["NEURON_LOGICAL_NC_CONFIG"] == "2"
     assert made.env["NEURON_COMPILED_ARTIFACTS"] == "/a"
     assert made.env["NEURON_COMPILE_CACHE_URL"] == "/c"
-    command = made.command("/weights", "name")
+    command = made.command("/weights", ["name"])
     assert "--no-enable-chunked-prefill" in command
     assert "--tensor-parallel-size=8" in command
 
