@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from importlib.metadata import version
@@ -123,7 +124,7 @@ def _check_reachable(address: str) -> None:
 
 def _check_others(document: Document, dashboard: Dashboard) -> None:
     """Serve's config is the whole truth: deploying ours would end what others serve."""
-    names = {app.name for _, app in document.applications()}
+    names = {app.name for app in document.serve.applications}
     others = sorted({app.name for app in dashboard.applications()} - names)
     if others:
         raise RuntimeError(
@@ -140,6 +141,7 @@ def data_plane_environment() -> dict[str, str]:
     wanted = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        **_with_front_door(),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(8404)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(9101)),
         # Ray gives HAProxy 4 threads, which on a laptop wake each other for nothing: with one,
@@ -161,6 +163,12 @@ def data_plane_environment() -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }
     return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+def _with_front_door() -> dict[str, str]:
+    """HAProxy routes by `model` itself (serve_app/edge), where our program is installed."""
+    program = Path(sys.executable).with_name("neuron-serve-haproxy")
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(program)} if program.exists() else {}
 
 
 def _free_port(preferred: int) -> int:
@@ -261,10 +269,12 @@ def _log_changes(
 def _announce(document: Document, console: Console, elapsed: float) -> None:
     options = document.serve.http_options
     host = "127.0.0.1" if options.host in ("0.0.0.0", "::") else options.host
+    at = f"http://{host}:{options.port}"
     for _, app in document.applications():
-        prefix = (app.route_prefix or "/").rstrip("/")
-        url = f"http://{host}:{options.port}{prefix}/v1"
+        url = f"{at}{(app.route_prefix or '/').rstrip('/')}/v1"
         console.print(f"ready in {elapsed:.0f} s: {app.args.model.id} at {url}", highlight=False)
+    if document.serve.front_doors:
+        console.print(f"all of them at {at}/v1", highlight=False)
     console.print("Ctrl-C stops it")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from urllib.parse import urlsplit
 
+from pydantic import Field, model_validator
+
+from serve_app.config.faults import Faults
 from serve_app.config.sections import Strict
 
 
@@ -31,3 +34,13 @@ class Access(Strict):
         description="Directory of the record of use: a file of JSON lines per day and replica, a "
         "line per request. Default: none; metrics count it in any case. May hold ${NAME}.",
     )
+
+    @model_validator(mode="after")
+    def _as_said(self) -> Access:
+        if self.required and self.keys is None:
+            mend = "make a key: neuron-serve keys new --name NAME --file FILE, and set keys: FILE"
+            raise Faults([("required", "keys are required, and there are none", mend)])
+        if "://" in self.counts and urlsplit(self.counts).password:
+            mend = "write counts: ${NAME}, and set NAME where the replica runs"
+            raise Faults([("counts", "it holds a password, in clear text", mend)])
+        return self

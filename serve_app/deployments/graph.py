@@ -11,9 +11,10 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.backends import EnginePlan, engines, make_plan
-from serve_app.config import ConfigError, Finding, Severity, parse_args
+from serve_app.config import ConfigError, Finding, Severity, parse_args, parse_front_door_args
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
-from serve_app.deployments.options import deployment_options
+from serve_app.deployments.front_door import FrontDoorReplica
+from serve_app.deployments.options import deployment_options, front_door_options
 from serve_app.deployments.replica import EngineReplica, PrefillReplica
 from serve_app.preflight import check_application
 
@@ -38,6 +39,16 @@ def build_application(args: dict[str, Any]) -> Application:
         return serve.deployment(EngineReplica).options(**options[ENGINE]).bind(args)
     prefill = serve.deployment(PrefillReplica).options(**options[PREFILL]).bind(args)
     return serve.deployment(EngineReplica).options(**options[DECODE]).bind(args, prefill)
+
+
+def build_front_door_application(args: dict[str, Any]) -> Application:
+    """The front door, one deployment.
+
+    Raises:
+        ConfigError: the arguments break the schema.
+    """
+    options = front_door_options(parse_front_door_args(args))
+    return serve.deployment(FrontDoorReplica).options(**options).bind(args)
 
 
 def _check_cores(plans: Iterable[EnginePlan]) -> None:

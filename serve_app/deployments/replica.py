@@ -15,7 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.backends import engines, make_plan, side_channels
 from serve_app.config import AppArgs, ConfigError, Severity, parse_args
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
+from serve_app.deployments.access import keep_house, open_access
 from serve_app.deployments.prefill_pool import PrefillPool
+from serve_app.deployments.presence import Presence
 from serve_app.engine.engine import Engine, start_engine
 from serve_app.engine.phases import PREFILL as PREFILL_PHASE
 from serve_app.engine.phases import READY, Phases
@@ -49,20 +51,25 @@ class EngineReplica:
         self._args = parse_args(args)
         self._handle = prefill
         self._engine: Engine | None = None
-        self._warm: asyncio.Task[None] | None = None
+        self._presence: Presence | None = None
+        self._work: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         logger.info(data_plane(os.environ))
         phases = Phases()
         name = ENGINE if self._handle is None else DECODE
+        self._presence = Presence(tuple(self._args.model.names), phases)
         engine = self._engine = await _start(self._args, name, phases)
-        if self._handle is None or self._args.prefill is None:
-            add_ingress(engine.app)
-        else:
-            policy = self._args.prefill
+        access = open_access(self._args.access, engine.names)
+        if access is not None:
+            engine.keep_accounts()
+            self._work.append(asyncio.create_task(keep_house(access)))
+        pool, policy = None, self._args.prefill
+        if self._handle is not None and policy is not None:
             pool = PrefillPool(self._handle, policy.timeout_s, self._args.model.id)
             await self._meet(pool, engine.app, phases)
-            add_ingress(engine.app, pool, policy)
+        add_ingress(engine.app, self._args.limits, access, pool, policy)
+        self._presence.serves(engine.cards)
         phases.report(READY)
         return engine.app
 
@@ -87,7 +94,7 @@ class EngineReplica:
                 logger.warning("prefill replicas are missing: this one prefills by itself")
                 break
             await asyncio.sleep(_POLL_S)
-        self._warm = asyncio.create_task(pool.keep_warm(decode))
+        self._work.append(asyncio.create_task(pool.keep_warm(decode)))
 
     async def check_health(self) -> None:
         """Called by Serve; raises when the replica must be replaced."""
@@ -96,8 +103,11 @@ class EngineReplica:
 
     async def __del__(self) -> None:
         """Called by Serve after the replica's streams have drained."""
-        if self._warm is not None:
-            self._warm.cancel()
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+        if self._presence is not None:
+            await self._presence.leave()
         if self._engine is not None:
             self._engine.shutdown()
 

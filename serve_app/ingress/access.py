@@ -1,0 +1,267 @@
+"""Who may ask, how much, and what it came to: keys and quotas, enforced in every replica.
+
+A replica listens on a port of its own, so what stands in front of it may be gone around.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.access.account import ACCOUNT, Account
+from serve_app.access.key_file import KeyFile
+from serve_app.access.keyring import Key, Refused, bearer
+from serve_app.access.ledger import Ledger, LedgerUnavailable
+from serve_app.access.quota import Decision, Quota, Refusal, Standing
+from serve_app.access.usage import Entry, UsageLog, count, count_refusal
+from serve_app.ingress.body import read, replay
+from serve_app.ingress.in_process import OURS
+
+logger = logging.getLogger("ray.serve")
+
+OPEN = frozenset({"/health", "/ping"})
+"""Routes of probes: they tell whether the engine lives, and nothing else."""
+_FOR_ALL = ("/v1/", "/v2/", "/inference/")
+_FOR_ALL_EXACT = frozenset(
+    {
+        "/tokenize",
+        "/detokenize",
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/invocations",
+        "/version",
+        "/load",
+        "/metrics",
+    }
+)
+_FOR_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_NOBODY = Key.model_construct(id="", name="", sha256="")
+"""Whoever asks where there are no keys."""
+_PATIENCE_S = 1.0
+"""How long the engine may take to notice that a request was left."""
+
+
+@dataclass
+class Access:
+    """What the replicas of an application know of keys and quotas."""
+
+    application: str
+    models: Callable[[], Iterable[str]]
+    """Names that this application serves now."""
+    keys: KeyFile | None = None
+    ledger: Ledger | None = None
+    usage: UsageLog | None = None
+    open: set[str] = field(default_factory=set)
+    """Requests under way that the ledger knows; renewed by their owner."""
+    settling: set[asyncio.Future[Any]] = field(default_factory=set)
+
+
+class AccessMiddleware:
+    """Lets a request through to the engine with an account of its own, or answers it itself."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self.app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", "")) or "/"
+        if scope["type"] not in ("http", "websocket") or path in OPEN or OURS in scope:
+            return await self.app(scope, receive, send)
+        key = self._key(scope["headers"])
+        if isinstance(key, Refused):
+            refusal = _error(key.status, key.message, "AuthenticationError", key.code)
+            refusal.headers["www-authenticate"] = "Bearer"
+            return await _refuse(refusal, scope, receive, send)
+        if not _may(key, path):
+            message = f"{path} is for keys with `admin`, which {key.name!r} is not."
+            return await _refuse(_error(403, message), scope, receive, send)
+        if scope["type"] == "websocket" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if key.models is not None and not all(map(key.allows, self._access.models())):
+            body = await read(receive)
+            if body is None:
+                return None
+            model = _model(body)
+            if model is not None and not key.allows(model):
+                message = f"The model `{model}` does not exist."
+                return await _refuse(_error(404, message, "NotFoundError"), scope, receive, send)
+            receive = replay(body, receive)
+        return await self._serve(key, path, scope, receive, send)
+
+    def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> Key | Refused:
+        if self._access.keys is None:
+            return _NOBODY
+        return self._access.keys.keyring.find(bearer(headers), datetime.now(UTC))
+
+    async def _serve(self, key: Key, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        access, quota = self._access, key.quota
+        request = uuid.uuid4().hex
+        standing = Standing()
+        ledger = None if quota.unlimited else access.ledger
+        if ledger is not None:
+            decision = await _counted(ledger.admit(key.name, quota, request))
+            standing = decision.standing
+            spent = standing.remaining_tokens == 0
+            if decision.refusal is None and spent:
+                # Not even prefilled elsewhere, where its KV cache would stay for nothing.
+                decision = await _counted(ledger.reserve(key.name, quota, request, 1))
+                self._later(ledger.settle(key.name, quota, request, 0))
+            if decision.refusal is not None:
+                count_refusal(key.name, decision.refusal.what)
+                answer = _too_many(decision.refusal, decision.standing)
+                return await _refuse(answer, scope, receive, send)
+
+        async def reserve(tokens: int) -> Refusal | None:
+            nonlocal standing
+            assert ledger is not None
+            decision = await _counted(ledger.reserve(key.name, quota, request, tokens))
+            standing = decision.standing
+            return decision.refusal
+
+        account = Account(
+            max_tokens=key.max_tokens,
+            priority=key.priority if access.keys is not None else None,
+            reserve=reserve if ledger is not None and quota.tokens_per_minute else None,
+        )
+        status, ended = 499, False
+        begin = time.monotonic()
+
+        async def watched(message: Message) -> None:
+            nonlocal status, ended
+            if account.refusal is not None:
+                return  # what vLLM makes of it is not what we say
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *standing.headers()]}
+            elif message["type"] == "http.response.body":
+                ended = not message.get("more_body", False)
+            await send(message)
+
+        token = ACCOUNT.set(account)
+        access.open.add(request)
+        try:
+            await self.app(scope, receive, watched)
+            if account.refusal is not None:
+                status, ended = 429, True
+                count_refusal(key.name, account.refusal.what)
+                await _too_many(account.refusal, standing)(scope, receive, send)
+        finally:
+            ACCOUNT.reset(token)
+            access.open.discard(request)
+            seconds = time.monotonic() - begin
+            self._later(
+                self._settle(key, quota, request, account, path, status, not ended, seconds)
+            )
+
+    async def _settle(
+        self,
+        key: Key,
+        quota: Quota,
+        request: str,
+        account: Account,
+        path: str,
+        status: int,
+        aborted: bool,
+        seconds: float,
+    ) -> None:
+        """Once the engine has let go of the request, count what it took."""
+        used = (account.prompt_tokens(), account.completion_tokens())
+        if aborted:
+            # The engine may be in the middle of a step; it is done when nothing is added any more.
+            deadline = time.monotonic() + _PATIENCE_S
+            while time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+                now = (account.prompt_tokens(), account.completion_tokens())
+                if now == used:
+                    break
+                used = now
+        access = self._access
+        if access.ledger is not None and not quota.unlimited:
+            await _counted(access.ledger.settle(key.name, quota, request, sum(used)))
+        model = account.adapter or next(iter(access.models()), "")
+        name = key.name or None
+        entry = Entry(name, access.application, model, path, status, *used, aborted, seconds)
+        count(entry)
+        if access.usage is not None:
+            access.usage.record(entry)
+
+    def _later(self, work: Awaitable[Any]) -> None:
+        task = asyncio.ensure_future(work)
+        self._access.settling.add(task)
+        task.add_done_callback(self._access.settling.discard)
+
+
+def _may(key: Key, path: str) -> bool:
+    if key.admin or key is _NOBODY:
+        return True
+    if path in _FOR_ADMINS:
+        return False
+    return path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT
+
+
+async def _counted(decision: Awaitable[Any]) -> Any:
+    """The ledger's answer; while it is away, requests are served and not counted."""
+    try:
+        return await decision
+    except LedgerUnavailable as error:
+        _LOST(str(error))
+        return Decision(None, Standing())
+
+
+class _Lost:
+    """Logs an outage of the ledger once a minute, not once a request."""
+
+    def __init__(self) -> None:
+        self._said = -60.0
+
+    def __call__(self, message: str) -> None:
+        if time.monotonic() - self._said >= 60.0:
+            self._said = time.monotonic()
+            logger.error(f"quotas are not counted: {message}")
+
+
+_LOST = _Lost()
+
+
+def _model(body: bytes) -> str | None:
+    """The name as vLLM reads it: of a key that stands twice, the last."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    model = request.get("model") if isinstance(request, dict) else None
+    return model if isinstance(model, str) else None
+
+
+def _error(
+    status: int, message: str, kind: str = "BadRequestError", code: str | int | None = None
+) -> JSONResponse:
+    error = {"message": message, "type": kind, "param": None, "code": code or status}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def _too_many(refusal: Refusal, standing: Standing) -> JSONResponse:
+    answer = _error(429, refusal.message, refusal.what, "rate_limit_exceeded")
+    answer.raw_headers += standing.headers()
+    answer.headers["retry-after"] = str(max(1, round(refusal.retry_after_s + 0.5)))
+    return answer
+
+
+async def _refuse(answer: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await answer(scope, receive, send)

@@ -1,0 +1,153 @@
+"""Rules about the applications of a file together: the front door, and who may ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from serve_app.config import Severity
+from serve_app.config.findings import did_you_mean
+from serve_app.config.serve_file import Application, FrontDoorApplication, ServeFile
+from serve_app.preflight.case import Trip, file_rule
+
+_EDGE = "serve_app/edge/haproxy.py: its rules are for paths below /v1"
+_OURS = "serve_app/front_door/directory.py"
+
+
+def _places(file: ServeFile) -> Iterator[tuple[str, Application | FrontDoorApplication]]:
+    for index, application in enumerate(file.applications):
+        yield f"applications[{index}]", application
+
+
+def _models(file: ServeFile) -> dict[str, list[str]]:
+    """The names that each application serves, with its LoRA adapters."""
+    found = {}
+    for app in file.models:
+        given = app.args.engine.get("lora_modules")
+        adapters = given if isinstance(given, list) else []
+        names = [a.get("name") if isinstance(a, dict) else str(a).split("=")[0] for a in adapters]
+        found[app.name] = [*app.args.model.names, *(str(name) for name in names if name)]
+    return found
+
+
+@file_rule("front-door-prefix", Severity.ERROR, "The front door stands at /", _EDGE)
+def prefix(file: ServeFile) -> Iterator[Trip]:
+    for place, app in _places(file):
+        if isinstance(app, FrontDoorApplication) and app.route_prefix != "/":
+            message = f"the front door stands at {app.route_prefix}"
+            yield Trip(message, "set route_prefix: /", f"{place}.route_prefix")
+
+
+@file_rule(
+    "front-door-routes",
+    Severity.ERROR,
+    "No model's prefix hides a route of the front door",
+    "Ray Serve: the longest prefix of a path wins",
+)
+def routes(file: ServeFile) -> Iterator[Trip]:
+    if not file.front_doors:
+        return
+    for place, app in _places(file):
+        first = (app.route_prefix or "").strip("/").partition("/")[0]
+        if isinstance(app, Application) and first in ("v1", "v2", "-", "inference"):
+            message = f"{app.route_prefix} hides the front door's /{first}"
+            yield Trip(message, f"set route_prefix: /{app.name}", f"{place}.route_prefix")
+
+
+@file_rule(
+    "front-door-upstream",
+    Severity.ERROR,
+    "The front door finds Serve's own port",
+    "Ray Serve: http_options.port",
+)
+def upstream(file: ServeFile) -> Iterator[Trip]:
+    for place, app in _places(file):
+        if not isinstance(app, FrontDoorApplication):
+            continue
+        there = urlsplit(app.args.upstream)
+        here = there.hostname in ("localhost", "127.0.0.1", "::1")
+        if here and (there.port or 80) != file.http_options.port:
+            message = f"Serve listens on port {file.http_options.port}, not {there.port or 80}"
+            mend = f"set it to http://127.0.0.1:{file.http_options.port}"
+            yield Trip(message, mend, f"{place}.args.upstream")
+
+
+@file_rule(
+    "front-door-weights",
+    Severity.ERROR,
+    "A canary's shares are those of applications that serve the name",
+    f"{_OURS} Directory.target",
+)
+def weights(file: ServeFile) -> Iterator[Trip]:
+    models = _models(file)
+    for place, app in _places(file):
+        if not isinstance(app, FrontDoorApplication):
+            continue
+        for name, shares in app.args.weights.items():
+            path = f"{place}.args.weights.{name}"
+            for other in shares:
+                if other not in models:
+                    mend = did_you_mean(other, models) or f"it is one of {', '.join(models)}"
+                    yield Trip(f"there is no application {other!r}", mend, path)
+                elif name not in models[other]:
+                    mend = f"add {name!r} to its model.aliases"
+                    yield Trip(f"the application {other!r} does not serve {name!r}", mend, path)
+
+
+@file_rule(
+    "front-door-models",
+    Severity.WARNING,
+    "Names that several applications serve are meant to be shared out",
+    f"{_OURS} Directory.target",
+)
+def shared(file: ServeFile) -> Iterator[Trip]:
+    if not file.front_doors:
+        return
+    models = _models(file)
+    weighted = {name for door in file.front_doors for name in door.args.weights}
+    for place, app in _places(file):
+        if isinstance(app, Application):
+            others = [
+                o for o, names in models.items() if o != app.name and app.args.model.id in names
+            ]
+            if others and app.args.model.id not in weighted:
+                message = f"{others[0]!r} serves {app.args.model.id!r}, too: each takes a share"
+                mend = "give each model an id of its own, and the common name as an alias"
+                yield Trip(message, mend, f"{place}.args.model.id")
+
+
+@file_rule(
+    "access-alike",
+    Severity.WARNING,
+    "All applications of a file ask for keys, or none",
+    "each replica listens on a port of its own, and enforces its own section",
+)
+def alike(file: ServeFile) -> Iterator[Trip]:
+    with_keys = [app for _, app in _places(file) if app.args.access.keys]
+    for place, app in _places(file):
+        if with_keys and not app.args.access.keys:
+            message = f"{with_keys[0].name!r} asks for keys, and {app.name!r} lets everyone in"
+            yield Trip(message, "write the same section access", f"{place}.args.access")
+
+
+@file_rule(
+    "access-open",
+    Severity.WARNING,
+    "What others can reach asks for keys",
+    "vLLM and Ray Serve ask nobody who he is",
+)
+def open_to_all(file: ServeFile) -> Iterator[Trip]:
+    host = file.http_options.host
+    if is_loopback(host) or any(app.args.access.keys for _, app in _places(file)):
+        return
+    mend = "set access.keys, or http_options.host: 127.0.0.1"
+    yield Trip(f"everyone who reaches {host} may use the models", mend, "http_options.host")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
