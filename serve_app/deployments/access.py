@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ray import serve
@@ -54,10 +55,8 @@ async def keep_house(access: Access) -> None:
                 await asyncio.to_thread(access.usage.flush)
             if access.ledger is not None and access.open and beats >= _RENEW_S:
                 beats = 0.0
-                try:
+                with suppress(LedgerUnavailable):  # said where a request meets it
                     await access.ledger.keep(list(access.open))
-                except LedgerUnavailable:
-                    pass  # said where a request meets it
     finally:
         if follow is not None:
             follow.cancel()

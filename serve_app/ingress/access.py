@@ -13,16 +13,15 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.account import ACCOUNT, Account
 from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Key, Refused, bearer
-from serve_app.access.ledger import Ledger, LedgerUnavailable
+from serve_app.access.ledger import LedgerUnavailable
 from serve_app.access.quota import Decision, Quota, Refusal, Standing
 from serve_app.access.usage import Entry, UsageLog, count, count_refusal
 from serve_app.ingress.body import read, replay
@@ -54,6 +53,15 @@ _PATIENCE_S = 1.0
 """How long the engine may take to notice that a request was left."""
 
 
+class Quotas(Protocol):
+    """The ledger (access/ledger.py), in this process or in another."""
+
+    async def admit(self, key: str, quota: Quota, request: str) -> Decision: ...
+    async def reserve(self, key: str, quota: Quota, request: str, tokens: int) -> Decision: ...
+    async def settle(self, key: str, quota: Quota, request: str, used: int) -> None: ...
+    async def keep(self, requests: Iterable[str]) -> None: ...
+
+
 @dataclass
 class Access:
     """What the replicas of an application know of keys and quotas."""
@@ -62,7 +70,7 @@ class Access:
     models: Callable[[], Iterable[str]]
     """Names that this application serves now."""
     keys: KeyFile | None = None
-    ledger: Ledger | None = None
+    ledger: Quotas | None = None
     usage: UsageLog | None = None
     open: set[str] = field(default_factory=set)
     """Requests under way that the ledger knows; renewed by their owner."""
@@ -127,7 +135,7 @@ class AccessMiddleware:
         async def reserve(tokens: int) -> Refusal | None:
             nonlocal standing
             assert ledger is not None
-            decision = await _counted(ledger.reserve(key.name, quota, request, tokens))
+            decision: Decision = await _counted(ledger.reserve(key.name, quota, request, tokens))
             standing = decision.standing
             return decision.refusal
 
