@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from typing import Annotated, Any
 
 import yaml
@@ -32,14 +33,15 @@ KEY = re.compile(r"ns-(?P<id>[A-Za-z0-9]{1,32})-[A-Za-z0-9_-]{43,256}")
 
 _PLAIN_WORD = re.compile(r"[A-Za-z_]{1,24}")
 """An unknown YAML key that may be shown: too short for a secret, without digits."""
+_PLACES: dict[tuple[str | int, ...], str] = {(): "`keys:` and a list", ("keys",): "a list of keys"}
 _NOBODY = "0" * 64
 _HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
 
 def instant(value: object) -> datetime:
-    """What YAML or a command line gives as a date or a timestamp, in UTC.
+    """A date or a timestamp in UTC: a date begins at midnight, what names no zone is in UTC.
 
-    A date begins at midnight; what names no zone is in UTC. Raises a ValueError.
+    Raises a ValueError.
     """
     if isinstance(value, str):  # JSON has no dates
         value = datetime.fromisoformat(value)
@@ -60,6 +62,7 @@ def _no_key(name: str) -> str:
 
 
 Instant = Annotated[datetime, BeforeValidator(instant)]
+Whole = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # Lax for the kind of sequence only: YAML has lists, and a key never changes.
 Names = Annotated[
@@ -80,27 +83,19 @@ class Key(Strict):
     sha256: str = Field(
         pattern=r"^[0-9a-f]{64}$", repr=False, description="64 hex digits in lower case"
     )
-    models: Names | None = Field(
-        default=None, description="a list of names of models (without it: all)"
-    )
+    models: Names | None = Field(default=None, description="a list of names of models (else all)")
     expires: Instant | None = Field(
         default=None,
-        description="a date or a timestamp, UTC, from which on the key is refused (without it: "
-        "never)",
+        description="a date or a timestamp, UTC, when the key ends (without it: never)",
     )
     admin: bool = Field(default=False, description="true or false")
-    priority: int = Field(
-        default=0,
-        ge=-(2**31),
-        le=2**31 - 1,
-        description="a whole number; as in vLLM, lower is served earlier",
+    priority: Whole = Field(
+        default=0, description="a whole number; as in vLLM, lower is served earlier"
     )
     requests_per_minute: Count | None = Field(default=None, description="a whole number from 1")
     tokens_per_minute: Count | None = Field(default=None, description="a whole number from 1")
     concurrent_requests: Count | None = Field(default=None, description="a whole number from 1")
-    max_tokens: Count | None = Field(
-        default=None, description="a whole number from 1, the most that one request may generate"
-    )
+    max_tokens: Count | None = Field(default=None, description="a whole number from 1, per request")
 
     @property
     def quota(self) -> Quota:
@@ -209,8 +204,7 @@ def parse(text: str, file: str = "") -> Keyring:
         except ValidationError as error:
             findings = _findings(error)
         else:
-            findings = list(_same_names(keyring.keys))
-            if not findings:
+            if not (findings := list(_same_names(keyring.keys))):
                 return keyring
     raise ConfigError(findings, file)
 
@@ -255,24 +249,19 @@ def _read(text: str) -> tuple[object, list[Finding]]:
 
 def _twice(root: yaml.Node | None) -> Iterator[Finding]:
     """YAML lets a key stand twice and drops the first, perhaps with its `expires`."""
-    nodes, visited = [root], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or id(node) in visited:
-            continue
-        visited.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                nodes += (key, value)
-                if not isinstance(key, yaml.ScalarNode):
-                    continue
-                if key.value in seen:
-                    message = f"the key{_shown(key.value)} stands twice"
-                    yield _error(message, "keep one", line=key.start_mark.line + 1)
-                seen.add(key.value)
+    lists = [value.value for _, value in _pairs(root) if isinstance(value, yaml.SequenceNode)]
+    for node in [root, *chain(*lists)]:
+        seen: set[str] = set()
+        for key, _ in _pairs(node):
+            if key.value in seen:
+                message = f"the key{_shown(key.value)} stands twice"
+                yield _error(message, "keep one", line=key.start_mark.line + 1)
+            seen.add(key.value)
+
+
+def _pairs(node: yaml.Node | None) -> list[tuple[yaml.ScalarNode, yaml.Node]]:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return [(key, value) for key, value in pairs if isinstance(key, yaml.ScalarNode)]
 
 
 def _findings(error: ValidationError, base: tuple[str | int, ...] = ()) -> list[Finding]:
@@ -295,11 +284,8 @@ def _finding(kind: str, location: tuple[str | int, ...]) -> Finding:
     field = fields.get(str(location[2])) if len(location) > 2 else None
     if field is not None:
         return _error(f"expected {field.description}", "", location[:3])
-    if location == ("keys",):
-        return _error("expected a list of keys", "", location)
-    if not location:
-        return _error("expected `keys:` and a list")
-    return _error("expected a mapping with id, name and sha256", "", location[:2])
+    expected = _PLACES.get(location, "a mapping with id, name and sha256")
+    return _error(f"expected {expected}", "", location[:2])
 
 
 def _shown(word: str) -> str:

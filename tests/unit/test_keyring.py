@@ -135,6 +135,7 @@ def test_a_wrong_field_is_named_and_not_repeated(change: dict[str, Any], said: s
         (f"keys: [{ALICE}]", "keys[0]: expected a mapping"),
         ("keyz: []\nkeys: []", "unknown key 'keyz' -> did you mean 'keys'?"),
         ("keys: []\nkeys: []", "line 2: the key 'keys' stands twice -> keep one"),
+        ("keys:\n- id: ka1\n  id: ka2", "line 3: the key 'id' stands twice -> keep one"),
         (f"keys:\n  {ALICE}: [\n", "line 3: it is not valid YAML"),
         (f"keys: *{ALICE}", "line 1: it is not valid YAML"),
         ("keys: !!bool x", "it is not valid YAML"),
