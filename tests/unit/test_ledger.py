@@ -132,6 +132,17 @@ async def test_a_refund_goes_to_the_minute_that_was_charged(ledger: Ledger, cloc
     assert await ledger._counts.used("a", minute) == 100
 
 
+async def test_of_two_minutes_the_newer_gets_the_refund(ledger: Ledger, clock: Clock) -> None:
+    quota = Quota(tokens_per_minute=100)
+    await ledger.reserve("a", quota, "1", 40)
+    clock.now += 60
+    await ledger.reserve("a", quota, "1", 50)
+    await ledger.settle("a", quota, "1", 45)
+    minute = int(clock.now // 60)
+    assert await ledger._counts.used("a", minute - 1) == 40
+    assert await ledger._counts.used("a", minute) == 5
+
+
 async def test_slots_of_a_dead_replica_come_back_and_those_kept_do_not(
     ledger: Ledger, clock: Clock
 ) -> None:
@@ -147,6 +158,18 @@ async def test_slots_of_a_dead_replica_come_back_and_those_kept_do_not(
     await ledger.settle("a", quota, "dead", 0)  # it comes back to life: not its slot any more
     assert refused(await ledger.admit("a", quota, "newer")) == "concurrency"
     assert set(ledger._open) == {"alive", "new"}
+
+
+async def test_a_late_heartbeat_takes_no_slot_back(ledger: Ledger, clock: Clock) -> None:
+    quota = Quota(concurrent_requests=1)
+    await ledger.admit("a", quota, "1")
+    clock.now += LEASE_S - 8
+    await ledger.keep([])  # sweeps, and then not for 10 s
+    clock.now += 9
+    await ledger.admit("a", quota, "2")
+    await ledger.keep(["1", "2"])
+    await ledger.settle("a", quota, "2", 0)
+    assert refused(await ledger.admit("a", quota, "3")) is None
 
 
 async def test_a_cancelled_admission_gives_its_slot_back(ledger: Ledger) -> None:
