@@ -126,7 +126,8 @@ async def test_slots_are_shared_and_those_of_a_dead_replica_come_back(
         await replicas[alive % 4].keep([f"r{alive}"])
     assert refused(await replicas[1].admit(key, quota, "late")) is None
     assert refused(await replicas[1].admit(key, quota, "later")) == "concurrency"
-    await replicas[dead % 4].keep([f"r{dead}"])  # it was only slow, and has lost its slot
+    # It was only slow, and has lost its slot.
+    await replicas[dead % 4]._counts.renew([(key, f"r{dead}")], clock.now + LEASE_S)
     assert await replicas[0]._counts._redis.zcard(f"neuron-serve:slots:{key}") == 10
 
 
