@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,27 @@ async def test_of_any_number_at_once_exactly_the_limit_is_admitted(
         asked = (ledger.admit("a", quota, f"{clock.now} {i}") for i in range(1000))
         assert [refused(one) for one in await asyncio.gather(*asked)].count(None) == 100
         clock.now += 60.5
+
+
+async def test_no_request_is_lost_while_old_ones_are_swept_off(clock: Clock) -> None:
+    """limits' storage alone fails here for some 5 in 100 orders."""
+    quota = Quota(requests_per_minute=5)
+    for seed in range(150):
+        dice = random.Random(seed)
+        ledger = Ledger("memory", clock)
+
+        async def one(name: str, ledger: Ledger = ledger, wait: random.Random = dice) -> bool:
+            for _ in range(wait.randint(0, 6)):
+                await asyncio.sleep(0)
+            return (await ledger.admit("a", quota, name)).refusal is None
+
+        assert await one("old")
+        clock.now += 61
+        admitted = 0
+        for turn, several in enumerate((4, 20, 20)):
+            admitted += sum(await asyncio.gather(*(one(f"{turn} {i}") for i in range(several))))
+            await asyncio.sleep(0.001)  # a thread of limits comes to its end
+        assert admitted == 5
 
 
 async def test_the_window_of_requests_moves(ledger: Ledger, clock: Clock) -> None:
