@@ -222,7 +222,7 @@ def _request_headers(scope: Scope, length: int) -> CIMultiDict[str]:
     hops = [_text(value) for name, value in given if name == b"x-forwarded-for"]
     hops = [hop.strip() for value in hops for hop in value.split(",")]
     # Behind a proxy on the same node, uvicorn has taken the client from this very header.
-    if scope.get("client") and scope["client"][0] not in hops:
+    if scope.get("client") and hops[-1:] != [scope["client"][0]]:
         hops.append(scope["client"][0])
     if hops:
         headers["x-forwarded-for"] = ", ".join(hops)
