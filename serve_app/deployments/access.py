@@ -14,6 +14,7 @@ from serve_app.access.key_file import KeyFile
 from serve_app.access.ledger import Ledger, LedgerUnavailable
 from serve_app.access.usage import UsageLog
 from serve_app.config import Access as Section
+from serve_app.config import ConfigError, Finding, Severity
 from serve_app.config.environment import expand
 from serve_app.deployments.hub import HubLedger
 from serve_app.ingress.access import Access
@@ -39,6 +40,9 @@ def open_access(section: Section, models: Callable[[], Iterable[str]]) -> Access
         ledger = HubLedger() if counts == "memory" else Ledger(counts)
     if section.usage is not None:
         directory = Path(expand(section.usage, os.environ, "access.usage"))
+        if not directory.is_dir():
+            message, mend = f"{directory} is no directory", "make it, or mount it"
+            raise ConfigError([Finding("usage", Severity.ERROR, message, mend, "access.usage")])
         usage = UsageLog(directory, context.replica_tag)
     return Access(context.app_name, models, keys, ledger, usage)
 

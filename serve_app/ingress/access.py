@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.account import ACCOUNT, Account
@@ -23,8 +24,9 @@ from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Key, Refused, bearer
 from serve_app.access.ledger import LedgerUnavailable
 from serve_app.access.quota import Decision, Quota, Refusal, Standing
-from serve_app.access.usage import Entry, UsageLog, count, count_refusal
+from serve_app.access.usage import REFUSALS, UsageLog, Use, count
 from serve_app.ingress.body import read, replay
+from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
 
 logger = logging.getLogger("ray.serve")
@@ -90,12 +92,12 @@ class AccessMiddleware:
             return await self.app(scope, receive, send)
         key = self._key(scope["headers"])
         if isinstance(key, Refused):
-            refusal = _error(key.status, key.message, "AuthenticationError", key.code)
-            refusal.headers["www-authenticate"] = "Bearer"
-            return await _refuse(refusal, scope, receive, send)
+            bearer_only = {"www-authenticate": "Bearer"}
+            answer = refusal(key.status, key.message, headers=bearer_only, code=key.code)
+            return await _refuse(answer, scope, receive, send)
         if not _may(key, path):
             message = f"{path} is for keys with `admin`, which {key.name!r} is not."
-            return await _refuse(_error(403, message), scope, receive, send)
+            return await _refuse(refusal(403, message), scope, receive, send)
         if scope["type"] == "websocket" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         if key.models is not None and not all(map(key.allows, self._access.models())):
@@ -105,7 +107,7 @@ class AccessMiddleware:
             model = _model(body)
             if model is not None and not key.allows(model):
                 message = f"The model `{model}` does not exist."
-                return await _refuse(_error(404, message, "NotFoundError"), scope, receive, send)
+                return await _refuse(refusal(404, message, "model"), scope, receive, send)
             receive = replay(body, receive)
         return await self._serve(key, path, scope, receive, send)
 
@@ -128,7 +130,7 @@ class AccessMiddleware:
                 decision = await _counted(ledger.reserve(key.name, quota, request, 1))
                 self._later(ledger.settle(key.name, quota, request, 0))
             if decision.refusal is not None:
-                count_refusal(key.name, decision.refusal.what)
+                REFUSALS.labels(key.name, decision.refusal.what).inc()
                 answer = _too_many(decision.refusal, decision.standing)
                 return await _refuse(answer, scope, receive, send)
 
@@ -164,7 +166,7 @@ class AccessMiddleware:
             await self.app(scope, receive, watched)
             if account.refusal is not None:
                 status, ended = 429, True
-                count_refusal(key.name, account.refusal.what)
+                REFUSALS.labels(key.name, account.refusal.what).inc()
                 await _too_many(account.refusal, standing)(scope, receive, send)
         finally:
             ACCOUNT.reset(token)
@@ -201,10 +203,10 @@ class AccessMiddleware:
             await _counted(access.ledger.settle(key.name, quota, request, sum(used)))
         model = account.adapter or next(iter(access.models()), "")
         name = key.name or None
-        entry = Entry(name, access.application, model, path, status, *used, aborted, seconds)
-        count(entry)
+        use = Use(name, access.application, model, path, status, *used, aborted, seconds)
+        count(use)
         if access.usage is not None:
-            access.usage.record(entry)
+            access.usage.record(use)
 
     def _later(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -254,21 +256,15 @@ def _model(body: bytes) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def _error(
-    status: int, message: str, kind: str = "BadRequestError", code: str | int | None = None
-) -> JSONResponse:
-    error = {"message": message, "type": kind, "param": None, "code": code or status}
-    return JSONResponse({"error": error}, status_code=status)
-
-
-def _too_many(refusal: Refusal, standing: Standing) -> JSONResponse:
-    answer = _error(429, refusal.message, refusal.what, "rate_limit_exceeded")
+def _too_many(refused: Refusal, standing: Standing) -> Response:
+    answer = refusal(429, refused.message, code="rate_limit_exceeded")
     answer.raw_headers += standing.headers()
-    answer.headers["retry-after"] = str(max(1, round(refusal.retry_after_s + 0.5)))
+    if refused.retry_after_s:
+        answer.headers["retry-after"] = str(math.ceil(refused.retry_after_s))
     return answer
 
 
-async def _refuse(answer: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
     else:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from serve_app.access.keyring import dump, issue
-from tests.serving.conftest import HTTP, Stack, command_line, free_port, start
+from tests.serving.conftest import HTTP, command_line, free_port, start
 from tests.serving.disaggregated import engine_of
 
 CONFIG = """
@@ -435,7 +435,9 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
     entries = _settled(door)[recorded:]
     after = door.counted()
     assert any(entry["aborted"] for entry in entries)
-    used = [sum(entry[kind] for entry in entries) for kind in ("prompt_tokens", "completion_tokens")]
+    used = [
+        sum(entry[kind] for entry in entries) for kind in ("prompt_tokens", "completion_tokens")
+    ]
     assert used == [after[0] - before[0], after[1] - before[1]]
     # And what is left of this minute: all but that, and what this last request reserves.
     reply = door.post("/v1/completions", completion("demo-blue", 7, 0, max_tokens=1), "tokens")
