@@ -67,6 +67,7 @@ class Door:
         self.directory = directory
         self.keys = directory / "keys.yaml"
         self.usage = directory / "usage"
+        self.usage.mkdir()
         issued = [issue(fields) for fields in KEYS]
         self.texts = {key.name: text for key, text in issued}
         self.keys.write_text(dump(key for key, _ in issued))
