@@ -38,9 +38,10 @@ class Ledger:
     then each replica has a ledger. A request's id must be no other's: the caller makes it, as a
     client's own could come twice and share a slot.
 
-    No limit is exceeded, whatever fails; what fails costs the key a little of its quota instead.
-    Tokens that a replica reserved before it died stay charged until their minute is over, and so
-    do those of a `reserve` that was cancelled. Slots come back LEASE_S after the last `keep`.
+    What fails costs the key a little of its quota, and gives it nothing. Tokens that a replica
+    reserved before it died stay charged until their minute is over, and so do those of a `reserve`
+    that was cancelled. Slots come back LEASE_S after the last `keep`; so a request that runs
+    longer than that without one, as when Redis is away, is no longer counted as open.
 
     `url` raises ValueError. Methods raise LedgerUnavailable, within 2 s.
     """
