@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from serve_app.front_door.asked_model import BadBody, asked_model
 from serve_app.front_door.directory import NOT_RESPONDING, Directory, Loading, Target
@@ -106,16 +106,10 @@ class FrontDoor:
             await receive()
             return await send({"type": "websocket.close", "code": 1008})
         request_id = Headers(scope=scope).get("x-request-id") or uuid.uuid4().hex
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
         scope = _local(scope, request_id)
-        response = await self._answer(scope, receive, send_with_id)
+        response = await self._answer(scope, receive, send)
         if response is not None:
-            await response(scope, receive, send_with_id)
+            await response(scope, receive, send)
         return None
 
     async def _live(self, receive: Receive, send: Send) -> None:

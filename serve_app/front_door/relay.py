@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
+from serve_app.edge.haproxy import RELAYED
 from serve_app.ingress.errors import error_body, refusal
 
 CONNECT_S = 5.0
@@ -219,6 +220,7 @@ def _request_headers(scope: Scope, length: int) -> CIMultiDict[str]:
         (name.decode("latin-1"), _text(value)) for name, value in given if name not in dropped
     )
     headers["content-length"] = str(length)
+    headers[RELAYED] = "1"
     hops = [_text(value) for name, value in given if name == b"x-forwarded-for"]
     hops = [hop.strip() for value in hops for hop in value.split(",")]
     # Behind a proxy on the same node, uvicorn has taken the client from this very header.

@@ -53,6 +53,7 @@ KEYS: list[dict[str, Any]] = [
     {"name": "hundred", "requests_per_minute": 100},
     {"name": "two", "concurrent_requests": 2},
     {"name": "tokens", "tokens_per_minute": 200_000, "max_tokens": 200},
+    {"name": "counted", "tokens_per_minute": 200_000},
     {"name": "few-tokens", "tokens_per_minute": 500},
     {"name": "old", "expires": "2020-01-01"},
     {"name": "root", "admin": True},
@@ -403,7 +404,8 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
     """Also when clients leave at any moment, streamed or not."""
     names = ["demo-blue", "demo-green", "demo-pair", "demo"]
     time.sleep((75 - time.time()) % 60)  # within one minute of the clock: second 15 to 60
-    before, recorded = door.counted(), len(_settled(door))
+    _settled(door)
+    before = door.counted()
 
     async def run() -> Counter[str]:
         limits = httpx.Limits(max_connections=100)
@@ -418,7 +420,7 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
                     max_tokens=draw.randrange(1, 100),
                     stream=draw.random() < 0.5,
                 )
-                headers = door.headers("tokens")
+                headers = door.headers("counted")
                 try:
                     async with asyncio.timeout(draw.choice([0.1, 0.4, 0.8, 1.6, 40])):
                         url = f"{door.url}/v1/completions"
@@ -433,7 +435,7 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
     assert outcome["left"] >= 10, outcome
     assert outcome["200"] >= 10, outcome
     assert outcome["left"] + outcome["200"] == 100, outcome
-    entries = _settled(door)[recorded:]
+    entries = [entry for entry in _settled(door) if entry["key"] == "counted"]
     after = door.counted()
     assert any(entry["aborted"] for entry in entries)
     used = [
@@ -441,7 +443,7 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
     ]
     assert used == [after[0] - before[0], after[1] - before[1]]
     # And what is left of this minute: all but that, and what this last request reserves.
-    reply = door.post("/v1/completions", completion("demo-blue", 7, 0, max_tokens=1), "tokens")
+    reply = door.post("/v1/completions", completion("demo-blue", 7, 0, max_tokens=1), "counted")
     remaining = int(reply.headers["x-ratelimit-remaining-tokens"])
     assert 200_000 - remaining == sum(used) + 8
 
@@ -464,10 +466,18 @@ def test_a_deadline_frees_the_engine(door: Door) -> None:
 def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
     """Last: what it kills comes back slowly."""
 
+    url = f"{door.url}/v1/completions"
+
+    async def status(client: httpx.AsyncClient) -> int:
+        try:
+            body = completion("demo-blue", 2, 1)
+            return (await client.post(url, json=body, headers=door.headers())).status_code
+        except httpx.RemoteProtocolError:
+            return 0  # HAProxy, where a connection that it used before ends under a request
+
     async def run() -> tuple[str, list[int]]:
         async with httpx.AsyncClient(timeout=60, verify=False) as client:
             body = completion("demo-green", 5, 3, max_tokens=900, stream=True)
-            url = f"{door.url}/v1/completions"
             async with client.stream("POST", url, json=body, headers=door.headers()) as reply:
                 lines = reply.aiter_lines()
                 first = await anext(lines)
@@ -477,16 +487,13 @@ def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
                 blue.kill()
                 statuses = []
                 for _ in range(20):
-                    answer = await client.post(
-                        url, json=completion("demo-blue", 2, 1), headers=door.headers()
-                    )
-                    statuses.append(answer.status_code)
+                    statuses.append(await status(client))
                     await asyncio.sleep(0.2)
                 return "\n".join([line async for line in lines]), statuses
 
     text, statuses = asyncio.run(run())
     assert text.rstrip().endswith("data: [DONE]")
-    assert set(statuses) <= {200, 500, 502, 503}, statuses
+    assert set(statuses) <= {0, 200, 500, 502, 503}, statuses
     assert _within(20, lambda: "demo-blue" not in door.names())
     reply = door.post("/v1/completions", completion("demo-blue", 2, 1))
     if reply.status_code != 200:  # it is back already

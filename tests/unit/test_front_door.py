@@ -102,7 +102,6 @@ def error(answer: httpx.Response, status: int) -> dict[str, Any]:
     """The error of an answer, whose form is checked."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["x-request-id"]
     body = answer.json()["error"]
     assert list(body) == ["message", "type", "param", "code"]
     assert body["code"] == status
@@ -192,7 +191,6 @@ def test_headers(door: Door) -> None:
     assert asked.header(b"cookie") == [b"c=1"]
     for name in (b"x-hop", b"te", b"transfer-encoding", b"content-type"):
         assert not asked.header(name)
-    assert answer.headers.get_list("x-request-id") == ["mine"]
     assert answer.headers["x-kept"] == "kept"
     assert answer.headers["set-cookie"] == "a=1"
     assert len(answer.headers.get_list("date")) == 1
@@ -218,10 +216,11 @@ def test_no_cookie_of_one_client_reaches_another(door: Door) -> None:
 
 
 def test_a_request_id_is_made(door: Door) -> None:
-    answers = [door.post() for _ in range(2)]
-    ids = [answer.headers["x-request-id"] for answer in answers]
-    assert [asked.header(b"x-request-id")[0].decode() for asked in door.behind.asked] == ids
-    assert len(set(ids)) == 2
+    for _ in range(2):
+        door.post()
+    ids = [asked.header(b"x-request-id") for asked in door.behind.asked]
+    assert [len(each) for each in ids] == [1, 1]
+    assert ids[0] != ids[1]
 
 
 def test_errors_of_the_engine_pass(door: Door) -> None:
@@ -604,7 +603,6 @@ def test_the_gate(door: Door) -> None:
     ]:
         answer = door.http.request(method, door.url + path, headers=wrong)
         assert (answer.status_code, answer.json()) == (401, {"error": {"message": "no"}})
-        assert answer.headers["x-request-id"]
     for path in ("/health", "/ping", "/-/front-door/table"):
         assert door.http.get(door.url + path, headers=wrong).status_code == 200
 
