@@ -56,6 +56,8 @@ class EngineReplica:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         logger.info(data_plane(os.environ))
+        if self._args.access.keys is None:
+            logger.warning("access: no API keys, so whoever reaches this port may use the model")
         phases = Phases()
         name = ENGINE if self._handle is None else DECODE
         self._presence = Presence(tuple(self._args.model.names), phases)

@@ -112,4 +112,5 @@ def main() -> None:
         elif _MARK not in config:
             print("neuron-serve: an unknown HAProxy configuration is left alone", file=sys.stderr)
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
-    os.execv(get_haproxy_binary(), ["haproxy", *words])
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *words])
