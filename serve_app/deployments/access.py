@@ -64,5 +64,6 @@ async def keep_house(access: Access) -> None:
     finally:
         if follow is not None:
             follow.cancel()
+        await asyncio.gather(*access.settling, return_exceptions=True)
         if access.usage is not None:
             access.usage.flush()

@@ -6,7 +6,6 @@ A replica listens on a port of its own, so what stands in front of it may be gon
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +25,7 @@ from serve_app.access.keyring import Key, Refused, bearer
 from serve_app.access.ledger import LedgerUnavailable
 from serve_app.access.quota import Decision, Quota, Refusal, Standing
 from serve_app.access.usage import REFUSALS, UsageLog, Use, count
+from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.body import read, replay
 from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
@@ -100,12 +101,18 @@ class AccessMiddleware:
             return await _refuse(refusal(403, message), scope, receive, send)
         if scope["type"] == "websocket" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if key.models is not None and not all(map(key.allows, self._access.models())):
+        names = list(self._access.models())
+        if key.models is not None and not all(map(key.allows, names)):
             body = await read(receive)
             if body is None:
-                return None
-            model = _model(body)
-            if model is not None and not key.allows(model):
+                return None  # the client is gone
+            try:
+                # vLLM serves what names no model by its own.
+                model = asked_model(body, Headers(scope=scope).get("content-type")) or names[0]
+            except BadBody as error:
+                answer = refusal(400, str(error), error.param)
+                return await _refuse(answer, scope, receive, send)
+            if not key.allows(model):
                 message = f"The model `{model}` does not exist."
                 return await _refuse(refusal(404, message, "model"), scope, receive, send)
             receive = replay(body, receive)
@@ -122,13 +129,17 @@ class AccessMiddleware:
         standing = Standing()
         ledger = None if quota.unlimited else access.ledger
         if ledger is not None:
-            decision = await _counted(ledger.admit(key.name, quota, request))
+            try:
+                decision = await _counted(ledger.admit(key.name, quota, request))
+            except asyncio.CancelledError:
+                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
+                raise
             standing = decision.standing
             spent = standing.remaining_tokens == 0
             if decision.refusal is None and spent:
                 # Not even prefilled elsewhere, where its KV cache would stay for nothing.
                 decision = await _counted(ledger.reserve(key.name, quota, request, 1))
-                self._later(ledger.settle(key.name, quota, request, 0))
+                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
             if decision.refusal is not None:
                 REFUSALS.labels(key.name, decision.refusal.what).inc()
                 answer = _too_many(decision.refusal, decision.standing)
@@ -161,7 +172,8 @@ class AccessMiddleware:
             await send(message)
 
         token = ACCOUNT.set(account)
-        access.open.add(request)
+        if ledger is not None:
+            access.open.add(request)
         try:
             await self.app(scope, receive, watched)
             if account.refusal is not None:
@@ -244,16 +256,6 @@ class _Lost:
 
 
 _LOST = _Lost()
-
-
-def _model(body: bytes) -> str | None:
-    """The name as vLLM reads it: of a key that stands twice, the last."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    model = request.get("model") if isinstance(request, dict) else None
-    return model if isinstance(model, str) else None
 
 
 def _too_many(refused: Refusal, standing: Standing) -> Response:
