@@ -252,11 +252,6 @@ def test_a_slow_and_a_huge_client_harm_nobody(door: Door) -> None:
             huge.settimeout(10)
             assert huge.recv(100).startswith(b"HTTP/1.1 400")
         assert door.post("/v1/completions", chat("demo-blue") | {"prompt": "a"}).status_code == 200
-        slow.settimeout(45)
-        answer = slow.recv(1000)
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b"OpenAI" not in answer
-        assert b'"error"' in answer
 
 
 def test_keys(door: Door) -> None:
