@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -19,12 +20,16 @@ from serve_app.config.environment import expand
 from serve_app.deployments.hub import HubLedger
 from serve_app.ingress.access import Access
 
+logger = logging.getLogger("ray.serve")
+
 _FLUSH_S = 1.0
 _RENEW_S = 10.0
 
 
-def open_access(section: Section, models: Callable[[], Iterable[str]]) -> Access | None:
-    """None where everyone may ask and nothing is recorded.
+def open_access(
+    section: Section, models: Callable[[], Iterable[str]], policy: object = None
+) -> Access | None:
+    """None where everyone may ask and nothing is recorded. `policy`: engine.scheduling_policy.
 
     Raises:
         ConfigError: the key file cannot be used, or a variable is unset.
@@ -35,7 +40,9 @@ def open_access(section: Section, models: Callable[[], Iterable[str]]) -> Access
     keys = usage = ledger = None
     if section.keys is not None:
         keys = KeyFile(expand(section.keys, os.environ, "access.keys"))
-        keys.load()
+        ring = keys.load()
+        if policy != "priority" and any(key.priority for key in ring.keys):
+            logger.warning("access: priorities of keys need engine.scheduling_policy: priority")
         counts = expand(section.counts, os.environ, "access.counts")
         ledger = HubLedger() if counts == "memory" else Ledger(counts)
     if section.usage is not None:

@@ -62,7 +62,9 @@ class EngineReplica:
         name = ENGINE if self._handle is None else DECODE
         self._presence = Presence(tuple(self._args.model.names), phases)
         engine = self._engine = await _start(self._args, name, phases)
-        access = open_access(self._args.access, engine.names)
+        access = open_access(
+            self._args.access, engine.names, self._args.engine.get("scheduling_policy")
+        )
         if access is not None:
             engine.keep_accounts()
             self._work.append(asyncio.create_task(keep_house(access)))
