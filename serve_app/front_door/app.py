@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.front_door.directory import NOT_RESPONDING, Directory, Loading, Target
+from serve_app.front_door.directory import NO_REPLICA, NOT_RESPONDING, Directory, Loading, Target
 from serve_app.front_door.relay import Relay
 from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.errors import refusal
@@ -239,6 +239,8 @@ def _progress(name: str, loading: Loading) -> str:
     seconds = f"{loading.elapsed_s:.0f} s"
     if loading.phase == NOT_RESPONDING:
         return f"The model {name} is not responding: its last report is {seconds} old."
+    if loading.phase == NO_REPLICA:
+        return f"The model {name} has no replica now."
     parts = [f"phase {loading.phase}", seconds, *filter(None, [loading.detail])]
     return f"The model {name} is loading: {', '.join(parts)}."
 

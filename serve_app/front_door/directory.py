@@ -12,6 +12,8 @@ ModelCard = Mapping[str, Any]
 """An entry of vLLM's `/v1/models`, unchanged."""
 READY = "ready"
 NOT_RESPONDING = "not responding"
+NO_REPLICA = "no replica"
+"""It has had one; another is to come, or the application is scaled to none."""
 STALE_S = 15.0
 """A replica that has said nothing for longer counts as not ready."""
 
@@ -106,6 +108,8 @@ class Directory:
         for report in reports:
             if report.application not in own:
                 by_application.setdefault(report.application, []).append(report)
+        for name in declared.keys() & prefixes.keys():
+            by_application.setdefault(name, [])  # known, and without a replica
         return Directory(
             tuple(
                 _application(name, prefixes.get(name), said, declared.get(name, ()))
@@ -194,6 +198,8 @@ def _application(
 
 def _progress(name: str, fresh: list[Report], reports: list[Report]) -> Loading:
     """Of the replica that will be ready first: the one that began first."""
+    if not reports:
+        return Loading(name, NO_REPLICA, "", 0.0)
     if not fresh:
         return Loading(name, NOT_RESPONDING, "", min(report.age_s for report in reports))
     starting = [report for report in fresh if report.phase != READY] or fresh

@@ -34,7 +34,7 @@ logger = logging.getLogger("ray.serve")
 
 OPEN = frozenset({"/health", "/ping"})
 """Routes of probes: they tell whether the engine lives, and nothing else."""
-_FOR_ALL = ("/v1/", "/v2/", "/inference/")
+_FOR_ALL = ("/v1/", "/v2/", "/cohere/", "/inference/")
 _FOR_ALL_EXACT = frozenset(
     {
         "/tokenize",
@@ -45,6 +45,7 @@ _FOR_ALL_EXACT = frozenset(
         "/rerank",
         "/invocations",
         "/version",
+        "/generative_scoring",
         "/load",
         "/metrics",
     }
@@ -99,10 +100,16 @@ class AccessMiddleware:
         if not _may(key, path):
             message = f"{path} is for keys with `admin`, which {key.name!r} is not."
             return await _refuse(refusal(403, message), scope, receive, send)
-        if scope["type"] == "websocket" or scope["method"] != "POST":
-            return await self.app(scope, receive, send)
         names = list(self._access.models())
-        if key.models is not None and not all(map(key.allows, names)):
+        restricted = key.models is not None and not all(map(key.allows, names))
+        if scope["type"] == "websocket":
+            # Its messages name the model.
+            if restricted:
+                return await _refuse(refusal(403, ""), scope, receive, send)
+            return await self.app(scope, receive, send)
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if restricted:
             body = await read(receive)
             if body is None:
                 return None  # the client is gone

@@ -141,9 +141,11 @@ def test_ready_without_a_route_is_not_ready() -> None:
     assert built.table() == ""
 
 
-def test_what_does_not_report_is_not_there() -> None:
-    built = directory(ready("llama", "a"), declared={"qwen": ("qwen",)})
-    assert built.target("qwen", 0.0) == Unknown(("a",))
+def test_what_has_no_replica_is_known_by_what_it_declared() -> None:
+    built = directory(ready("llama", "a"), declared={"qwen": ("qwen",), "deleted": ("gone",)})
+    assert built.target("qwen", 0.0) == Loading("qwen", "no replica", "", 0.0)
+    assert built.target("gone", 0.0) == Unknown(("a", "qwen"))
+    assert [card["id"] for card in built.cards()] == ["a"]
 
 
 def test_the_front_door_is_not_there_whatever_it_says() -> None:

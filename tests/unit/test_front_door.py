@@ -52,7 +52,7 @@ class Door:
         self.behind.asked.clear()
 
     def list(self, *reports: Any, **more: Any) -> None:
-        declared = {"slow": ("slow",)}
+        declared = more.get("declared", {"slow": ("slow",)})
         self.directory = Directory.build(ROUTES, reports, declared, more.get("weights", {}))
 
     def next_draw(self) -> float:
@@ -408,7 +408,7 @@ def test_a_model_is_a_text(door: Door, model: Any) -> None:
 @pytest.mark.parametrize("body", [{}, {"model": None}, {"model": ""}])
 def test_without_a_model(door: Door, body: dict[str, Any]) -> None:
     assert "Models: chat, llama" in error(door.post(body), 400)["message"]
-    door.list(ready("llama", "llama", "alias"))
+    door.list(ready("llama", "llama", "alias"), declared={})
     assert door.post(body).json() == body
     assert door.asked.path == f"/llama{CHAT}"
 
