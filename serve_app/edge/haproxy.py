@@ -30,7 +30,10 @@ _BACKEND = re.compile(
 _REPLICA = re.compile(r"^    server (?P<name>\S+) \S+ check(?!.* backup$)", re.MULTILINE)
 _CODES = (400, 408, 500, 502, 503, 504)
 """What HAProxy answers by itself; errors/ has a file for each."""
-_ROUTES = "/v1/ /v2/ /cohere/ /generative_scoring /tokenize /detokenize /pooling /classify /score /rerank /invocations /inference/"
+_ROUTES = (
+    "/v1/ /v2/ /cohere/ /inference/ /classify /detokenize /generative_scoring /invocations "
+    "/pooling /rerank /score /tokenize"
+)
 """Beginnings of vLLM's POST routes, which carry `model`."""
 
 
