@@ -27,7 +27,7 @@ _BACKEND = re.compile(
     r"(?P<rest>(?:(?!backend |listen |frontend ).*\n)*)",
     re.MULTILINE,
 )
-_REPLICA = re.compile(r"^    server (?P<name>\S+) \S+ check(?!.* backup$)", re.MULTILINE)
+_REPLICA = re.compile(r"^    server (?P<name>\S+) \S+ (check|track)(?!.* backup$)", re.MULTILINE)
 _CODES = (400, 408, 500, 502, 503, 504)
 """What HAProxy answers by itself; errors/ has a file for each."""
 _ROUTES = (
@@ -43,10 +43,12 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
     - A POST whose `model` the front door's table knows has its path put under the prefix of that
       model's application; Ray's own rules then choose the backend by the path.
     - What HAProxy, or Ray in plain text, says by itself reaches clients as OpenAI's error body,
-      with its own status: Ray's file makes all of them 500.
+      with its own status: Ray's file makes all of them 500. Not so what is no HTTP, or half a
+      head: HAProxy answers that before any rule, with a page of its own.
     - A request of the front door does not wait for an application without a replica: Ray would
       hold it, in its own slow proxy, until there is one.
-    - A client has 30 s to send a request's head and what of its body fits the buffer.
+    - A client has 30 s to send a request's head, and as long for what of its body fits the
+      buffer. Without that wait, a body that comes in a packet of its own would not be seen.
     """
     frontend = _FRONTEND.search(config)
     if _MARK in config or frontend is None or not config.startswith("global\n"):
@@ -69,6 +71,7 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
         "    timeout http-request 30s\n"
         f"{errors}{said}"
         f"    acl front_door_route path_beg {_ROUTES}\n"
+        "    http-request wait-for-body time 30s if METH_POST front_door_route\n"
         "    http-request set-var(txn.model) req.body,json_query('$.model'),sha2(256),hex,lower "
         "if METH_POST front_door_route\n"
         "    http-request lua.front_door if { var(txn.model) -m found }\n"
