@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,6 +50,7 @@ _FOR_ALL_EXACT = frozenset(
     }
 )
 _FOR_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 _NOBODY = Key.model_construct(id="", name="", sha256="")
 """Whoever asks where there are no keys."""
 _PATIENCE_S = 1.0
@@ -104,7 +106,9 @@ class AccessMiddleware:
             body = await read(receive)
             if body is None:
                 return None
-            model = _model(body)
+            model = _adapter(path, scope) or _model(body)
+            if model is None and _for_all(path):
+                model = next(iter(self._access.models()), "")  # as vLLM does: the model itself
             if model is not None and not key.allows(model):
                 message = f"The model `{model}` does not exist."
                 return await _refuse(refusal(404, message, "model"), scope, receive, send)
@@ -215,11 +219,11 @@ class AccessMiddleware:
 
 
 def _may(key: Key, path: str) -> bool:
-    if key.admin or key is _NOBODY:
-        return True
-    if path in _FOR_ADMINS:
-        return False
-    return path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT
+    return key.admin or key is _NOBODY or _for_all(path)
+
+
+def _for_all(path: str) -> bool:
+    return path not in _FOR_ADMINS and (path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT)
 
 
 async def _counted(decision: Awaitable[Any]) -> Any:
@@ -244,6 +248,11 @@ class _Lost:
 
 
 _LOST = _Lost()
+
+
+def _adapter(path: str, scope: Scope) -> str | None:
+    """What vLLM's route for SageMaker puts into the body's `model`."""
+    return Headers(scope=scope).get(_ADAPTER) if path == "/invocations" else None
 
 
 def _model(body: bytes) -> str | None:
