@@ -51,6 +51,7 @@ _FOR_ALL_EXACT = frozenset(
     }
 )
 _FOR_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 _NOBODY = Key.model_construct(id="", name="", sha256="")
 """Whoever asks where there are no keys."""
 _PATIENCE_S = 1.0
@@ -104,18 +105,18 @@ class AccessMiddleware:
         restricted = key.models is not None and not all(map(key.allows, names))
         if scope["type"] == "websocket":
             # Its messages name the model.
-            if restricted:
+            if restricted and _for_all(path):
                 return await _refuse(refusal(403, ""), scope, receive, send)
             return await self.app(scope, receive, send)
         if scope["method"] != "POST":
             return await self.app(scope, receive, send)
-        if restricted:
+        if restricted and _for_all(path):
             body = await read(receive)
             if body is None:
                 return None  # the client is gone
             try:
                 # vLLM serves what names no model by its own.
-                model = asked_model(body, Headers(scope=scope).get("content-type")) or names[0]
+                model = _asked(path, scope, body) or names[0]
             except BadBody as error:
                 answer = refusal(400, str(error), error.param)
                 return await _refuse(answer, scope, receive, send)
@@ -234,11 +235,11 @@ class AccessMiddleware:
 
 
 def _may(key: Key, path: str) -> bool:
-    if key.admin or key is _NOBODY:
-        return True
-    if path in _FOR_ADMINS:
-        return False
-    return path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT
+    return key.admin or key is _NOBODY or _for_all(path)
+
+
+def _for_all(path: str) -> bool:
+    return path not in _FOR_ADMINS and (path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT)
 
 
 async def _counted(decision: Awaitable[Any]) -> Any:
@@ -263,6 +264,13 @@ class _Lost:
 
 
 _LOST = _Lost()
+
+
+def _asked(path: str, scope: Scope, body: bytes) -> str | None:
+    headers = Headers(scope=scope)
+    # What vLLM's route for SageMaker puts into the body's `model`.
+    adapter = headers.get(_ADAPTER) if path == "/invocations" else None
+    return adapter or asked_model(body, headers.get("content-type"))
 
 
 def _too_many(refused: Refusal, standing: Standing) -> Response:
