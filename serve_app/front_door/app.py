@@ -12,9 +12,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.front_door.asked_model import BadBody, asked_model
 from serve_app.front_door.directory import NOT_RESPONDING, Directory, Loading, Target
 from serve_app.front_door.relay import Relay
+from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.errors import refusal
 
 MODELS, TABLE = "/v1/models", "/-/front-door/table"

@@ -6,7 +6,6 @@ A replica listens on a port of its own, so what stands in front of it may be gon
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import time
@@ -25,6 +24,7 @@ from serve_app.access.keyring import Key, Refused, bearer
 from serve_app.access.ledger import LedgerUnavailable
 from serve_app.access.quota import Decision, Quota, Refusal, Standing
 from serve_app.access.usage import REFUSALS, UsageLog, Use, count
+from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.body import read, replay
 from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
@@ -104,7 +104,7 @@ class AccessMiddleware:
             body = await read(receive)
             if body is None:
                 return None
-            model = _model(body)
+            model = self._model(body, scope["headers"])
             if model is not None and not key.allows(model):
                 message = f"The model `{model}` does not exist."
                 return await _refuse(refusal(404, message, "model"), scope, receive, send)
@@ -115,6 +115,14 @@ class AccessMiddleware:
         if self._access.keys is None:
             return _NOBODY
         return self._access.keys.keyring.find(bearer(headers), datetime.now(UTC))
+
+    def _model(self, body: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """The name as vLLM takes it: without one, the first that is served. None: it refuses."""
+        kind = next((v.decode("latin-1") for k, v in headers if k == b"content-type"), None)
+        try:
+            return asked_model(body, kind) or next(iter(self._access.models()), None)
+        except BadBody:
+            return None
 
     async def _serve(self, key: Key, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         access, quota = self._access, key.quota
@@ -146,15 +154,15 @@ class AccessMiddleware:
             priority=key.priority if access.keys is not None else None,
             reserve=reserve if ledger is not None and quota.tokens_per_minute else None,
         )
-        status, ended = 499, False
+        status, begun, ended = 499, False, False
         begin = time.monotonic()
 
         async def watched(message: Message) -> None:
-            nonlocal status, ended
-            if account.refusal is not None:
+            nonlocal status, begun, ended
+            if account.refusal is not None and not begun:
                 return  # what vLLM makes of it is not what we say
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message = {**message, "headers": [*message["headers"], *standing.headers()]}
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
@@ -167,7 +175,8 @@ class AccessMiddleware:
             if account.refusal is not None:
                 status, ended = 429, True
                 REFUSALS.labels(key.name, account.refusal.what).inc()
-                await _too_many(account.refusal, standing)(scope, receive, send)
+                if not begun:  # else a stream, and FirstByteMiddleware has ended it with the error
+                    await _too_many(account.refusal, standing)(scope, receive, send)
         finally:
             ACCOUNT.reset(token)
             access.open.discard(request)
@@ -244,16 +253,6 @@ class _Lost:
 
 
 _LOST = _Lost()
-
-
-def _model(body: bytes) -> str | None:
-    """The name as vLLM reads it: of a key that stands twice, the last."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    model = request.get("model") if isinstance(request, dict) else None
-    return model if isinstance(model, str) else None
 
 
 def _too_many(refused: Refusal, standing: Standing) -> Response:

