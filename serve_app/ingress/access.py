@@ -165,15 +165,15 @@ class AccessMiddleware:
             priority=key.priority if access.keys is not None else None,
             reserve=reserve if ledger is not None and quota.tokens_per_minute else None,
         )
-        status, ended = 499, False
+        status, begun, ended = 499, False, False
         begin = time.monotonic()
 
         async def watched(message: Message) -> None:
-            nonlocal status, ended
-            if account.refusal is not None:
+            nonlocal status, begun, ended
+            if account.refusal is not None and not begun:
                 return  # what vLLM makes of it is not what we say
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message = {**message, "headers": [*message["headers"], *standing.headers()]}
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
@@ -187,7 +187,8 @@ class AccessMiddleware:
             if account.refusal is not None:
                 status, ended = 429, True
                 REFUSALS.labels(key.name, account.refusal.what).inc()
-                await _too_many(account.refusal, standing)(scope, receive, send)
+                if not begun:  # else a stream, and FirstByteMiddleware has ended it with the error
+                    await _too_many(account.refusal, standing)(scope, receive, send)
         finally:
             ACCOUNT.reset(token)
             access.open.discard(request)

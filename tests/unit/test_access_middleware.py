@@ -284,7 +284,6 @@ async def test_below_a_prefix_the_same_routes_count(case: Case) -> None:
         (b'{"model": "qwen", "model": "llama"}', 200),
         (b'{"mod\\u0065l": "qwen"}', 404),
         (b'{"model": "none"}', 404),
-        (b"no json", 200),  # for vLLM to refuse
     ],
 )
 async def test_a_key_for_some_models(case: Case, body: bytes, status: int) -> None:
@@ -295,6 +294,12 @@ async def test_a_key_for_some_models(case: Case, body: bytes, status: int) -> No
         assert case.app.body == body
     else:
         assert (answer.error["type"], answer.error["param"]) == ("NotFoundError", "model")
+
+
+async def test_a_key_for_some_models_and_no_request(case: Case) -> None:
+    answer = await case.ask("some", body=b"no json")
+    assert answer.status == 400
+    assert not case.app.called
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"model": null}', b'{"model": ""}'])

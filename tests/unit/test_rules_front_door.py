@@ -122,7 +122,8 @@ def test_a_near_miss_is_quiet(
 
 
 def test_each_rule_has_both() -> None:
-    rules = {rule.id for rule in RULES.values() if rule.subject is ServeFile}
+    elsewhere = {"front-door-zero", "lora-runtime-replicas"}  # test_rules_lora_runtime.py
+    rules = {rule.id for rule in RULES.values() if rule.subject is ServeFile} - elsewhere
     assert rules == {row[0] for row in TRIPS} == {row[0] for row in CLEAN}
 
 
