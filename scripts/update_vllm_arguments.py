@@ -31,6 +31,8 @@ def kind(action: argparse.Action) -> str:
         return "flag"
     if action.nargs in ("+", "*"):
         return "list"
+    if isinstance(action, argparse._AppendAction):
+        return "repeat"
     name = getattr(inner(action.type), "__name__", "")
     if name in ("int", "float"):
         return name

@@ -1,7 +1,7 @@
 """neuron-serve: LLMs on AWS Neuron or CPU, served by Ray Serve and vLLM.
 
-`serve_app:build_app` and `serve_app:build_front_door` are the import paths of config files. Importing this
-package, or `serve_app.config`, loads neither ray nor torch nor vllm.
+`serve_app:build_app` and `serve_app:build_front_door` are the import paths of config files.
+Importing this package, or `serve_app.config`, loads neither ray nor torch nor vllm.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Access(Strict):
     usage: str | None = Field(
         default=None,
         description="Directory of the record of use: a file of JSON lines per day and replica, a "
-        "line per request. Default: none; metrics count it in any case. May hold ${NAME}.",
+        "line per request. Default: none. It must exist. May hold ${NAME}.",
     )
 
     @model_validator(mode="after")

@@ -64,6 +64,13 @@ class AppArgs(Strict):
     )
 
     @model_validator(mode="after")
+    def _counted(self) -> AppArgs:
+        if (self.access.keys or self.access.usage) and self.engine.get("disable_log_stats"):
+            message = "vLLM counts no tokens then, and 'access' goes by its counts"
+            raise Faults([("engine", f"'disable_log_stats': {message}", "remove it")])
+        return self
+
+    @model_validator(mode="after")
     def _one_transfer(self) -> AppArgs:
         both = (self.engine, self.prefill.engine) if self.prefill else ()
         if any("kv_transfer_config" in engine for engine in both):

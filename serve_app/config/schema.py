@@ -14,6 +14,7 @@ _JSON_TYPES: dict[str, Any] = {
     "int": {"type": "integer"},
     "float": {"type": "number"},
     "list": {},
+    "repeat": {},
     "json": {},
     "text": {},
 }

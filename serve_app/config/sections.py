@@ -140,7 +140,7 @@ class Limits(Strict):
     )
     max_queued_requests: int | None = Field(
         default=None,
-        ge=0,
+        ge=1,
         description="Requests that wait beyond those; further ones are answered 503 with "
         "Retry-After. Default 2 x max_num_seqs.",
     )

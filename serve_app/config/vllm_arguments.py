@@ -29,7 +29,6 @@ OWNED = {
     "uds": "Ray Serve listens",
     "root_path": "set route_prefix of the application",
     "config": "write its arguments here",
-    "middleware": "Ray Serve's replica holds the middleware",
     "headless": "a replica holds the whole engine",
     "grpc": "the routes are OpenAI's over HTTP",
     "api_server_count": "set scaling.num_replicas",
@@ -41,7 +40,10 @@ OWNED = {
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument: `kind` is bool, flag, int, float, list, json or text."""
+    """One argument: `kind` is bool, flag, int, float, list, repeat, json or text.
+
+    `list` takes its values in one go, `repeat` each with the option before it.
+    """
 
     kind: str
     choices: tuple[Any, ...] = ()
@@ -67,9 +69,11 @@ class Argument:
             return [option]
         if self.kind == "bool":
             return [option if value else option.replace("--", "--no-", 1)]
+        values = value if isinstance(value, list) else [value]
         if self.kind == "list":
-            values = value if isinstance(value, list) else [value]
             return [option, *(_word(item) for item in values)]
+        if self.kind == "repeat":
+            return [f"{option}={_word(item)}" for item in values]
         return [f"{option}={_word(value)}"]
 
 

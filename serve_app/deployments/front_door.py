@@ -20,7 +20,7 @@ from serve_app.config import parse_front_door_args
 from serve_app.config.environment import expand
 from serve_app.deployments.hub import start_hub
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
-from serve_app.front_door.errors import refusal
+from serve_app.ingress.errors import refusal
 
 logger = logging.getLogger("ray.serve")
 

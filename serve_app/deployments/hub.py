@@ -83,10 +83,12 @@ class HubLedger:
         self._hub = start_hub()
 
     async def admit(self, key: str, quota: Quota, request: str) -> Decision:
-        return await self._ask("admit", key, quota, request)
+        decision: Decision = await self._ask("admit", key, quota, request)
+        return decision
 
     async def reserve(self, key: str, quota: Quota, request: str, tokens: int) -> Decision:
-        return await self._ask("reserve", key, quota, request, tokens)
+        decision: Decision = await self._ask("reserve", key, quota, request, tokens)
+        return decision
 
     async def settle(self, key: str, quota: Quota, request: str, used: int) -> None:
         await self._ask("settle", key, quota, request, used)

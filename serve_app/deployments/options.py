@@ -57,7 +57,7 @@ def front_door_options(args: FrontDoorArgs) -> dict[str, Any]:
         "logging_config": {"enable_access_log": False},
         "ray_actor_options": {"num_cpus": 0.1, "runtime_env": _RUNTIME_ENV},
         "max_ongoing_requests": relayed,
-        "max_queued_requests": _given(args.limits.max_queued_requests, 0),
+        "max_queued_requests": _given(args.limits.max_queued_requests, relayed),
         "backpressure_config": {"status_code": 503, "retry_after_s": _RETRY_AFTER_S},
         "health_check_period_s": _HEALTH_CHECK_PERIOD_S,
         "health_check_timeout_s": _HEALTH_CHECK_TIMEOUT_S,

@@ -53,7 +53,7 @@ class Presence:
             replica=self._replica,
             phase=phase.name,
             detail=phase.detail,
-            elapsed_s=phase.elapsed,
+            elapsed_s=self._phases.elapsed,
             models=tuple(cards),
         )
 

@@ -56,11 +56,15 @@ class EngineReplica:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         logger.info(data_plane(os.environ))
+        if self._args.access.keys is None:
+            logger.warning("access: no API keys, so whoever reaches this port may use the model")
         phases = Phases()
         name = ENGINE if self._handle is None else DECODE
         self._presence = Presence(tuple(self._args.model.names), phases)
         engine = self._engine = await _start(self._args, name, phases)
-        access = open_access(self._args.access, engine.names)
+        access = open_access(
+            self._args.access, engine.names, self._args.engine.get("scheduling_policy")
+        )
         if access is not None:
             engine.keep_accounts()
             self._work.append(asyncio.create_task(keep_house(access)))

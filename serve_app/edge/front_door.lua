@@ -44,6 +44,7 @@ core.register_action("front_door", { "http-req" }, function(txn)
   local draw = #choices > 1 and math.random() * choices.total or 0
   for _, choice in ipairs(choices) do
     if draw < choice.upto then
+      txn:set_var("txn.front_door", 1)
       txn.http:req_set_path(choice.prefix .. txn.sf:path())
       return
     end

@@ -17,13 +17,22 @@ import sys
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+RELAYED = "x-neuron-serve-front-door"
+"""Header of a request that the front door relays."""
 _MARK = "# neuron-serve: "
 _FRONTEND = re.compile(r"^frontend http_frontend\n    bind (?P<bind>\S+)\n", re.MULTILINE)
 _ERROR_FILE = re.compile(r"^    errorfile (?P<code>50[234]) \S+$", re.MULTILINE)
+_BACKEND = re.compile(
+    r"^backend (?P<name>http-\S+)\n    log global\n"
+    r"(?P<rest>(?:(?!backend |listen |frontend ).*\n)*)",
+    re.MULTILINE,
+)
+_REPLICA = re.compile(r"^    server (?P<name>\S+) \S+ (check|track)(?!.* backup$)", re.MULTILINE)
 _CODES = (400, 408, 500, 502, 503, 504)
 """What HAProxy answers by itself; errors/ has a file for each."""
 _ROUTES = (
-    "/v1/ /v2/ /tokenize /detokenize /pooling /classify /score /rerank /invocations /inference/"
+    "/v1/ /v2/ /cohere/ /inference/ /classify /detokenize /generative_scoring /invocations "
+    "/pooling /rerank /score /tokenize"
 )
 """Beginnings of vLLM's POST routes, which carry `model`."""
 
@@ -34,8 +43,12 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
     - A POST whose `model` the front door's table knows has its path put under the prefix of that
       model's application; Ray's own rules then choose the backend by the path.
     - What HAProxy, or Ray in plain text, says by itself reaches clients as OpenAI's error body,
-      with its own status: Ray's file makes all of them 500.
-    - A client has 30 s to send a request's head and what of its body fits the buffer.
+      with its own status: Ray's file makes all of them 500. Not so what is no HTTP, or half a
+      head: HAProxy answers that before any rule, with a page of its own.
+    - A request of the front door does not wait for an application without a replica: Ray would
+      hold it, in its own slow proxy, until there is one.
+    - A client has 30 s to send a request's head, and as long for what of its body fits the
+      buffer. Without that wait, a body that comes in a packet of its own would not be seen.
     """
     frontend = _FRONTEND.search(config)
     if _MARK in config or frontend is None or not config.startswith("global\n"):
@@ -58,15 +71,33 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
         "    timeout http-request 30s\n"
         f"{errors}{said}"
         f"    acl front_door_route path_beg {_ROUTES}\n"
+        "    http-request wait-for-body time 30s if METH_POST front_door_route\n"
         "    http-request set-var(txn.model) req.body,json_query('$.model'),sha2(256),hex,lower "
         "if METH_POST front_door_route\n"
         "    http-request lua.front_door if { var(txn.model) -m found }\n"
     )
     config = config[: frontend.end()] + rules + config[frontend.end() :]
+    config = _BACKEND.sub(lambda backend: _at_once(backend, here), config)
     config = _ERROR_FILE.sub(
         lambda m: f"    errorfile {m['code']} {here}/errors/{m['code']}.http", config
     )
     return program + config.removeprefix("global\n")
+
+
+def _at_once(backend: re.Match[str], here: Path) -> str:
+    name = backend["name"]
+    up = "".join(
+        f"    acl replica_up srv_is_up({name}/{server['name']})\n"
+        for server in _REPLICA.finditer(backend["rest"])
+    )
+    rule = (
+        "    acl by_front_door var(txn.front_door) -m found\n"
+        f"    acl by_front_door req.hdr({RELAYED}) -m found\n"
+        f"{up}    http-request return status 503 content-type application/json "
+        f"file {here}/errors/503.json hdr retry-after 1 "
+        f"if by_front_door{' !replica_up' if up else ''}\n"
+    )
+    return f"backend {name}\n    log global\n{rule}{backend['rest']}"
 
 
 def main() -> None:
@@ -85,4 +116,5 @@ def main() -> None:
         elif _MARK not in config:
             print("neuron-serve: an unknown HAProxy configuration is left alone", file=sys.stderr)
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # it names this program
-    os.execv(get_haproxy_binary(), ["haproxy", *words])
+    binary = get_haproxy_binary()
+    os.execv(binary, [binary, *words])

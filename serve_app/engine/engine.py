@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from serve_app.backends import EnginePlan
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
+from serve_app.engine.accounts import keep_accounts
 from serve_app.engine.artifact import CompiledModel
 from serve_app.engine.child import PARENT_VARIABLE, logging_config
 from serve_app.engine.cores import claim_cores

@@ -52,6 +52,11 @@ class Phases:
         self._begin = time.monotonic()
         self.current = Phase("start", 0.0)
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start of the replica."""
+        return time.monotonic() - self._begin
+
     def report(self, name: str, detail: str = "") -> None:
         self.current = Phase(name, time.monotonic() - self._begin, detail)
         logger.info(str(self.current))

@@ -6,33 +6,35 @@ A replica listens on a port of its own, so what stands in front of it may be gon
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.access.account import ACCOUNT, Account
 from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Key, Refused, bearer
-from serve_app.access.ledger import Ledger, LedgerUnavailable
+from serve_app.access.ledger import LedgerUnavailable
 from serve_app.access.quota import Decision, Quota, Refusal, Standing
-from serve_app.access.usage import Entry, UsageLog, count, count_refusal
+from serve_app.access.usage import REFUSALS, UsageLog, Use, count
+from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.body import read, replay
+from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
 
 logger = logging.getLogger("ray.serve")
 
 OPEN = frozenset({"/health", "/ping"})
 """Routes of probes: they tell whether the engine lives, and nothing else."""
-_FOR_ALL = ("/v1/", "/v2/", "/inference/")
+_FOR_ALL = ("/v1/", "/v2/", "/cohere/", "/inference/")
 _FOR_ALL_EXACT = frozenset(
     {
         "/tokenize",
@@ -43,15 +45,26 @@ _FOR_ALL_EXACT = frozenset(
         "/rerank",
         "/invocations",
         "/version",
+        "/generative_scoring",
         "/load",
         "/metrics",
     }
 )
 _FOR_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+_ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 _NOBODY = Key.model_construct(id="", name="", sha256="")
 """Whoever asks where there are no keys."""
 _PATIENCE_S = 1.0
 """How long the engine may take to notice that a request was left."""
+
+
+class Quotas(Protocol):
+    """The ledger (access/ledger.py), in this process or in another."""
+
+    async def admit(self, key: str, quota: Quota, request: str) -> Decision: ...
+    async def reserve(self, key: str, quota: Quota, request: str, tokens: int) -> Decision: ...
+    async def settle(self, key: str, quota: Quota, request: str, used: int) -> None: ...
+    async def keep(self, requests: Iterable[str]) -> None: ...
 
 
 @dataclass
@@ -62,7 +75,7 @@ class Access:
     models: Callable[[], Iterable[str]]
     """Names that this application serves now."""
     keys: KeyFile | None = None
-    ledger: Ledger | None = None
+    ledger: Quotas | None = None
     usage: UsageLog | None = None
     open: set[str] = field(default_factory=set)
     """Requests under way that the ledger knows; renewed by their owner."""
@@ -82,22 +95,34 @@ class AccessMiddleware:
             return await self.app(scope, receive, send)
         key = self._key(scope["headers"])
         if isinstance(key, Refused):
-            refusal = _error(key.status, key.message, "AuthenticationError", key.code)
-            refusal.headers["www-authenticate"] = "Bearer"
-            return await _refuse(refusal, scope, receive, send)
+            bearer_only = {"www-authenticate": "Bearer"}
+            answer = refusal(key.status, key.message, headers=bearer_only, code=key.code)
+            return await _refuse(answer, scope, receive, send)
         if not _may(key, path):
             message = f"{path} is for keys with `admin`, which {key.name!r} is not."
-            return await _refuse(_error(403, message), scope, receive, send)
-        if scope["type"] == "websocket" or scope["method"] != "POST":
+            return await _refuse(refusal(403, message), scope, receive, send)
+        names = list(self._access.models())
+        restricted = key.models is not None and not all(map(key.allows, names))
+        if scope["type"] == "websocket":
+            # Its messages name the model.
+            if restricted and _for_all(path):
+                return await _refuse(refusal(403, ""), scope, receive, send)
             return await self.app(scope, receive, send)
-        if key.models is not None and not all(map(key.allows, self._access.models())):
+        if scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if restricted and _for_all(path):
             body = await read(receive)
             if body is None:
-                return None
-            model = _model(body)
-            if model is not None and not key.allows(model):
+                return None  # the client is gone
+            try:
+                # vLLM serves what names no model by its own.
+                model = _asked(path, scope, body) or names[0]
+            except BadBody as error:
+                answer = refusal(400, str(error), error.param)
+                return await _refuse(answer, scope, receive, send)
+            if not key.allows(model):
                 message = f"The model `{model}` does not exist."
-                return await _refuse(_error(404, message, "NotFoundError"), scope, receive, send)
+                return await _refuse(refusal(404, message, "model"), scope, receive, send)
             receive = replay(body, receive)
         return await self._serve(key, path, scope, receive, send)
 
@@ -112,22 +137,26 @@ class AccessMiddleware:
         standing = Standing()
         ledger = None if quota.unlimited else access.ledger
         if ledger is not None:
-            decision = await _counted(ledger.admit(key.name, quota, request))
+            try:
+                decision = await _counted(ledger.admit(key.name, quota, request))
+            except asyncio.CancelledError:
+                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
+                raise
             standing = decision.standing
             spent = standing.remaining_tokens == 0
             if decision.refusal is None and spent:
                 # Not even prefilled elsewhere, where its KV cache would stay for nothing.
                 decision = await _counted(ledger.reserve(key.name, quota, request, 1))
-                self._later(ledger.settle(key.name, quota, request, 0))
+                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
             if decision.refusal is not None:
-                count_refusal(key.name, decision.refusal.what)
+                REFUSALS.labels(key.name, decision.refusal.what).inc()
                 answer = _too_many(decision.refusal, decision.standing)
                 return await _refuse(answer, scope, receive, send)
 
         async def reserve(tokens: int) -> Refusal | None:
             nonlocal standing
             assert ledger is not None
-            decision = await _counted(ledger.reserve(key.name, quota, request, tokens))
+            decision: Decision = await _counted(ledger.reserve(key.name, quota, request, tokens))
             standing = decision.standing
             return decision.refusal
 
@@ -136,28 +165,30 @@ class AccessMiddleware:
             priority=key.priority if access.keys is not None else None,
             reserve=reserve if ledger is not None and quota.tokens_per_minute else None,
         )
-        status, ended = 499, False
+        status, begun, ended = 499, False, False
         begin = time.monotonic()
 
         async def watched(message: Message) -> None:
-            nonlocal status, ended
-            if account.refusal is not None:
+            nonlocal status, begun, ended
+            if account.refusal is not None and not begun:
                 return  # what vLLM makes of it is not what we say
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 message = {**message, "headers": [*message["headers"], *standing.headers()]}
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
             await send(message)
 
         token = ACCOUNT.set(account)
-        access.open.add(request)
+        if ledger is not None:
+            access.open.add(request)
         try:
             await self.app(scope, receive, watched)
             if account.refusal is not None:
                 status, ended = 429, True
-                count_refusal(key.name, account.refusal.what)
-                await _too_many(account.refusal, standing)(scope, receive, send)
+                REFUSALS.labels(key.name, account.refusal.what).inc()
+                if not begun:  # else a stream, and FirstByteMiddleware has ended it with the error
+                    await _too_many(account.refusal, standing)(scope, receive, send)
         finally:
             ACCOUNT.reset(token)
             access.open.discard(request)
@@ -193,10 +224,10 @@ class AccessMiddleware:
             await _counted(access.ledger.settle(key.name, quota, request, sum(used)))
         model = account.adapter or next(iter(access.models()), "")
         name = key.name or None
-        entry = Entry(name, access.application, model, path, status, *used, aborted, seconds)
-        count(entry)
+        use = Use(name, access.application, model, path, status, *used, aborted, seconds)
+        count(use)
         if access.usage is not None:
-            access.usage.record(entry)
+            access.usage.record(use)
 
     def _later(self, work: Awaitable[Any]) -> None:
         task = asyncio.ensure_future(work)
@@ -205,11 +236,11 @@ class AccessMiddleware:
 
 
 def _may(key: Key, path: str) -> bool:
-    if key.admin or key is _NOBODY:
-        return True
-    if path in _FOR_ADMINS:
-        return False
-    return path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT
+    return key.admin or key is _NOBODY or _for_all(path)
+
+
+def _for_all(path: str) -> bool:
+    return path not in _FOR_ADMINS and (path.startswith(_FOR_ALL) or path in _FOR_ALL_EXACT)
 
 
 async def _counted(decision: Awaitable[Any]) -> Any:
@@ -236,31 +267,22 @@ class _Lost:
 _LOST = _Lost()
 
 
-def _model(body: bytes) -> str | None:
-    """The name as vLLM reads it: of a key that stands twice, the last."""
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    model = request.get("model") if isinstance(request, dict) else None
-    return model if isinstance(model, str) else None
+def _asked(path: str, scope: Scope, body: bytes) -> str | None:
+    headers = Headers(scope=scope)
+    # What vLLM's route for SageMaker puts into the body's `model`.
+    adapter = headers.get(_ADAPTER) if path == "/invocations" else None
+    return adapter or asked_model(body, headers.get("content-type"))
 
 
-def _error(
-    status: int, message: str, kind: str = "BadRequestError", code: str | int | None = None
-) -> JSONResponse:
-    error = {"message": message, "type": kind, "param": None, "code": code or status}
-    return JSONResponse({"error": error}, status_code=status)
-
-
-def _too_many(refusal: Refusal, standing: Standing) -> JSONResponse:
-    answer = _error(429, refusal.message, refusal.what, "rate_limit_exceeded")
+def _too_many(refused: Refusal, standing: Standing) -> Response:
+    answer = refusal(429, refused.message, code="rate_limit_exceeded")
     answer.raw_headers += standing.headers()
-    answer.headers["retry-after"] = str(max(1, round(refusal.retry_after_s + 0.5)))
+    if refused.retry_after_s:
+        answer.headers["retry-after"] = str(math.ceil(refused.retry_after_s))
     return answer
 
 
-async def _refuse(answer: JSONResponse, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
     else:

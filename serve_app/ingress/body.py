@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from starlette.responses import JSONResponse
+from serve_app.ingress.errors import refusal
 
 _MIB = 1 << 20
 
@@ -42,8 +42,7 @@ class BodyLimitMiddleware:
         self.app = app
         self._most = int(max_body_mib * _MIB)
         message = f"The request body is larger than {max_body_mib:g} MiB."
-        error = {"message": message, "type": "BadRequestError", "param": None, "code": 413}
-        self._refusal = JSONResponse({"error": error}, 413, {"connection": "close"})
+        self._refusal = refusal(413, message, headers={"connection": "close"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.ingress.errors import error_body, refusal
 
 HEADER = b"x-request-timeout"
 _GRACE_S = 1.0
@@ -30,7 +30,7 @@ class DeadlineMiddleware:
             return await self.app(scope, receive, send)
         seconds = _seconds(given)
         if seconds is None:
-            answer = _error(400, "x-request-timeout takes seconds, for example 30 or 2.5.")
+            answer = refusal(400, "x-request-timeout takes seconds, for example 30 or 2.5.")
             return await answer(scope, receive, send)
         late = asyncio.get_running_loop().create_future()
         begun = stream = False
@@ -65,12 +65,11 @@ class DeadlineMiddleware:
         finally:
             task.cancel()
         message = f"The answer was not complete within the {seconds:g} s of x-request-timeout."
-        answer = _error(504, message)
         if not begun:
-            return await answer(scope, receive, send)
+            return await refusal(504, message)(scope, receive, send)
         if not stream:
             raise TimeoutError(message)
-        event = b"data: " + json.dumps(json.loads(bytes(answer.body))).encode() + b"\n\n"
+        event = b"data: " + error_body(504, message) + b"\n\n"
         await send({"type": "http.response.body", "body": event})
         return None
 
@@ -81,9 +80,3 @@ def _seconds(given: bytes) -> float | None:
     except ValueError:
         return None
     return seconds if math.isfinite(seconds) and seconds > 0 else None
-
-
-def _error(status: int, message: str) -> JSONResponse:
-    kind = "TimeoutError" if status == 504 else "BadRequestError"
-    error = {"message": message, "type": kind, "param": None, "code": status}
-    return JSONResponse({"error": error}, status_code=status)

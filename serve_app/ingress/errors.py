@@ -1,17 +1,57 @@
-"""OpenAI error bodies for what vLLM's app leaves to the framework: unknown route, wrong method.
+"""OpenAI error bodies, for what is refused here and for what vLLM's app leaves to the framework.
 
-vLLM answers the errors of its own routes in OpenAI's form; FastAPI raises these two before a
-route is found, as Starlette's exception, and would answer `{"detail": ...}`.
+vLLM answers the errors of its own routes in OpenAI's form; FastAPI raises two before a route is
+found (unknown route, wrong method), as Starlette's exception, and would answer `{"detail": ...}`.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
+
+RETRY_AFTER_S = 2
+
+_TYPES = {
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    408: "TimeoutError",
+    429: "RateLimitError",
+    500: "InternalServerError",
+    502: "BadGatewayError",
+    503: "ServiceUnavailableError",
+    504: "GatewayTimeoutError",
+}
+
+
+def error_body(
+    status: int, message: str, param: str | None = None, code: str | int | None = None
+) -> bytes:
+    """ASCII, so that a name which is no valid Unicode can be named, too."""
+    kind = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
+    error = {"message": message, "type": kind, "param": param, "code": code or status}
+    return json.dumps({"error": error}).encode()
+
+
+def refusal(
+    status: int,
+    message: str,
+    param: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    code: str | int | None = None,
+) -> Response:
+    """The answer with that body; where it is worth trying again, it says when."""
+    headers = dict(headers or {})
+    if status in (502, 503, 504):
+        headers.setdefault("retry-after", str(RETRY_AFTER_S))
+    body = error_body(status, message, param, code)
+    return Response(body, status, headers, "application/json")
 
 
 def answer_in_openai_form(app: FastAPI) -> None:
@@ -19,7 +59,7 @@ def answer_in_openai_form(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _openai_error)
 
 
-async def _openai_error(request: Request, error: Exception) -> JSONResponse:
+async def _openai_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = error.status_code
     if code == HTTPStatus.NOT_FOUND:
@@ -28,6 +68,4 @@ async def _openai_error(request: Request, error: Exception) -> JSONResponse:
         message = f"{request.url.path} does not take {request.method}."
     else:
         message = error.detail
-    kind = "NotFoundError" if code == HTTPStatus.NOT_FOUND else "BadRequestError"
-    body = {"message": message, "type": kind, "param": None, "code": code}
-    return JSONResponse({"error": body}, status_code=code, headers=error.headers)
+    return refusal(code, message, headers=error.headers)

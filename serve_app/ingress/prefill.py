@@ -12,11 +12,12 @@ from typing import Any
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.config import Prefill
 from serve_app.ingress.body import read, replay
+from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
 from serve_app.ingress.kv_transfer import (
     PARAMS,
@@ -115,7 +116,7 @@ class PrefillMiddleware:
         request = _parse(raw)
         if request is not None and brings_params(request):
             message = f"{PARAMS} is not a client's to set: this server sets it by itself."
-            return await _refuse(400, message, PARAMS)(scope, receive, send)
+            return await refusal(400, message, PARAMS)(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         reason = f"requests to {path}" if path in WHOLE_ROUTES else None
         if request is not None and path in ROUTES:
@@ -127,7 +128,7 @@ class PrefillMiddleware:
         if reason is not None:
             if self._policy.fallback == "error":
                 message = f"This server cannot serve {reason}: prefill and decode are apart."
-                return await _refuse(400, message, None)(scope, receive, send)
+                return await refusal(400, message)(scope, receive, send)
             WHOLE.labels(reason).inc()
         return await self.app(scope, replay(raw, receive), send)
 
@@ -158,12 +159,12 @@ class PrefillMiddleware:
             FALLBACKS.labels(str(error)).inc()
             if self._policy.fallback == "error":
                 message = f"No prefill replica answered ({error}). Try again."
-                return await _refuse(503, message, None)(scope, receive, send)
+                return await refusal(503, message)(scope, receive, send)
             return await self.app(scope, replay(raw, receive), send)
         if params is None:
             if self._policy.fallback == "error":
-                refusal = Response(answer.body, answer.status, media_type="application/json")
-                return await refusal(scope, receive, send)
+                theirs = Response(answer.body, answer.status, media_type="application/json")
+                return await theirs(scope, receive, send)
             # The engine that generates says in its own words what is wrong with the request.
             return await self.app(scope, replay(raw, receive), send)
         done = time.monotonic()
@@ -243,10 +244,3 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return request if isinstance(request, dict) else None
-
-
-def _refuse(status: int, message: str, param: str | None) -> JSONResponse:
-    kind = "BadRequestError" if status < 500 else "ServiceUnavailableError"
-    error = {"message": message, "type": kind, "param": param, "code": status}
-    headers = {"retry-after": "1"} if status == 503 else None
-    return JSONResponse({"error": error}, status_code=status, headers=headers)

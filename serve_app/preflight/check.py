@@ -37,6 +37,13 @@ def check_document(
             application.args, environment, model_facts, document.serve, application.name
         )
     ]
+    findings += [
+        unset(name, f"{path}.args.access.{field}")
+        for path, door in document.front_doors()
+        for field in ("keys", "counts", "usage")
+        for name in references(getattr(door.args.access, field) or "")
+        if not environment.get(name)
+    ]
     findings += check_file(document.serve)
     return [replace(finding, line=document.line(finding.path)) for finding in findings]
 

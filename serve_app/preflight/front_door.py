@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import Any
 from urllib.parse import urlsplit
 
 from serve_app.config import Severity
@@ -13,6 +15,7 @@ from serve_app.preflight.case import Trip, file_rule
 
 _EDGE = "serve_app/edge/haproxy.py: its rules are for paths below /v1"
 _OURS = "serve_app/front_door/directory.py"
+_RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
 def _places(file: ServeFile) -> Iterator[tuple[str, Application | FrontDoorApplication]]:
@@ -24,11 +27,23 @@ def _models(file: ServeFile) -> dict[str, list[str]]:
     """The names that each application serves, with its LoRA adapters."""
     found = {}
     for app in file.models:
-        given = app.args.engine.get("lora_modules")
-        adapters = given if isinstance(given, list) else []
-        names = [a.get("name") if isinstance(a, dict) else str(a).split("=")[0] for a in adapters]
-        found[app.name] = [*app.args.model.names, *(str(name) for name in names if name)]
+        given = app.args.engine.get("lora_modules") or []
+        adapters = given if isinstance(given, list) else [given]
+        names = [name for name in map(_adapter, adapters) if name]
+        found[app.name] = [*app.args.model.names, *names]
     return found
+
+
+def _adapter(module: Any) -> str:
+    """The name in an item of `lora_modules`: a mapping, the same as JSON, or `name=path`."""
+    if isinstance(module, str) and module.lstrip().startswith("{"):
+        try:
+            module = json.loads(module)
+        except ValueError:
+            return ""  # vLLM says what is wrong with it
+    if isinstance(module, dict):
+        return str(module.get("name") or "")
+    return str(module).partition("=")[0]
 
 
 @file_rule("front-door-prefix", Severity.ERROR, "The front door stands at /", _EDGE)
@@ -115,6 +130,40 @@ def shared(file: ServeFile) -> Iterator[Trip]:
                 message = f"{others[0]!r} serves {app.args.model.id!r}, too: each takes a share"
                 mend = "give each model an id of its own, and the common name as an alias"
                 yield Trip(message, mend, f"{place}.args.model.id")
+
+
+@file_rule(
+    "front-door-zero",
+    Severity.WARNING,
+    "What stands behind a front door keeps a replica",
+    "serve_app/deployments/front_door.py: the table has ready applications only",
+)
+def zero(file: ServeFile) -> Iterator[Trip]:
+    if not file.front_doors:
+        return
+    for place, app in _places(file):
+        if isinstance(app, Application) and app.args.scaling.min_replicas == 0:
+            message = f"asking the front door never wakes {app.name!r} from zero replicas"
+            mend = f"set it to 1, or wake it by a request to {app.route_prefix}"
+            yield Trip(message, mend, f"{place}.args.scaling.min_replicas")
+
+
+@file_rule(
+    "lora-runtime-replicas",
+    Severity.WARNING,
+    "Adapters that are loaded later reach every replica",
+    "vLLM entrypoints/openai/models/serving.py load_lora_adapter: this process only",
+)
+def runtime_adapters(file: ServeFile) -> Iterator[Trip]:
+    for place, app in _places(file):
+        if not isinstance(app, Application):
+            continue
+        most = app.args.scaling.most
+        value = app.args.env.get(_RUNTIME_LORA, "")
+        if value.strip().lower() in ("1", "true") and most > 1:
+            message = f"of up to {most} replicas, only the one that is asked loads an adapter"
+            mend = "set scaling.num_replicas: 1, or name the adapters in engine.lora_modules"
+            yield Trip(message, mend, f"{place}.args.env.{_RUNTIME_LORA}")
 
 
 @file_rule(

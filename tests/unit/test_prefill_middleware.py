@@ -131,7 +131,7 @@ async def test_or_the_client_is_told(outcome: Answer | Unavailable, reason: str)
     app = App()
     answer = await ask(app, StandInPrefills(outcome), REQUEST, policy=ERROR)
     assert answer.status == 503
-    assert answer.headers[b"retry-after"] == b"1"
+    assert answer.headers[b"retry-after"] == b"2"
     error = answer.json()["error"]
     assert (error["code"], error["type"], error["param"]) == (503, "ServiceUnavailableError", None)
     assert reason in error["message"]

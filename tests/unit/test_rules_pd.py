@@ -108,7 +108,7 @@ def env(**variables: str) -> Changes:
 def written(folder: Path, *applications: Changes, port: int = 8000) -> Path:
     """A file with these `args:`."""
     data = {
-        "http_options": {"port": port},
+        "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
             {
                 "name": f"app{number}",

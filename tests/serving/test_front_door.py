@@ -1,0 +1,522 @@
+"""Many models behind one /v1, with keys and quotas: two models and a pair, behind HAProxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import openai
+import psutil
+import pytest
+
+from serve_app.access.keyring import dump, issue
+from tests.serving.conftest import HTTP, command_line, free_port, start
+from tests.serving.disaggregated import engine_of
+
+CONFIG = """
+proxy_location: HeadOnly
+http_options: {{host: 127.0.0.1, port: {port}}}
+applications:
+  - name: front-door
+    route_prefix: /
+    import_path: serve_app:build_front_door
+    args:
+      upstream: http://127.0.0.1:{port}
+      access: {access}
+      weights: {{demo: {{blue: 0.8, green: 0.2}}}}
+"""
+MODEL = """
+  - name: {name}
+    route_prefix: /{name}
+    import_path: serve_app:build_app
+    args:
+      backend: cpu
+      model: {{id: demo-{name}, source: "builtin:demo", aliases: {aliases}}}
+      engine: {{max_model_len: 1024, max_num_seqs: 32, enforce_eager: true}}
+      resources: {{num_cpus: 0.2}}
+      health: {{drain_timeout_s: 5}}
+      access: {access}
+      limits: {{max_body_mib: 2, max_ongoing_requests: 1000, max_queued_requests: 1000}}
+"""
+PAIR = "      prefill: {scaling: {num_replicas: 1}}\n"
+KEYS: list[dict[str, Any]] = [
+    {"name": "alice"},
+    {"name": "only-blue", "models": ["demo-blue"]},
+    {"name": "hundred", "requests_per_minute": 100},
+    {"name": "two", "concurrent_requests": 2},
+    {"name": "tokens", "tokens_per_minute": 200_000, "max_tokens": 200},
+    {"name": "counted", "tokens_per_minute": 200_000},
+    {"name": "few-tokens", "tokens_per_minute": 500},
+    {"name": "old", "expires": "2020-01-01"},
+    {"name": "root", "admin": True},
+]
+START_S = 280
+
+
+class Door:
+    """The running stack, its keys, and how to ask it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.keys = directory / "keys.yaml"
+        self.usage = directory / "usage"
+        self.usage.mkdir()
+        issued = [issue(fields) for fields in KEYS]
+        self.texts = {key.name: text for key, text in issued}
+        self.keys.write_text(dump(key for key, _ in issued))
+        port = free_port()
+        access = f"{{keys: {self.keys}, usage: {self.usage}}}"
+        config = CONFIG.format(port=port, access=access)
+        config += MODEL.format(name="blue", aliases="[demo]", access=access)
+        config += MODEL.format(name="green", aliases="[demo]", access=access)
+        config += MODEL.format(name="pair", aliases="[]", access=access) + PAIR
+        file = directory / "models.yaml"
+        file.write_text(config)
+        command = ["neuron-serve", "run", "--address", "local", str(file)]
+        self.stack = start(command, port, directory / "log")
+
+    @property
+    def url(self) -> str:
+        return self.stack.url
+
+    def headers(self, name: str = "alice") -> dict[str, str]:
+        return {"authorization": f"Bearer {self.texts[name]}"}
+
+    def post(self, path: str, body: Any, key: str = "alice", **more: Any) -> httpx.Response:
+        headers = {**self.headers(key), **more.pop("headers", {})}
+        return HTTP.post(f"{self.url}{path}", json=body, headers=headers, **more)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            assert self.stack.process.poll() is None, self.stack.log.read_text()[-3000:]
+            try:
+                names = self.names()
+                if {"demo-blue", "demo-green", "demo-pair"} <= names:
+                    return
+            except (httpx.HTTPError, KeyError, ValueError):
+                pass
+            time.sleep(0.5)
+        raise AssertionError(self.stack.log.read_text()[-3000:])
+
+    def names(self) -> set[str]:
+        reply = HTTP.get(f"{self.url}/v1/models", headers=self.headers())
+        return {card["id"] for card in reply.json()["data"]}
+
+    def replica(self, application: str) -> psutil.Process:
+        name = f"ray::ServeReplica:{application}:"
+        (found,) = [
+            p
+            for p in self.stack.tree()
+            if command_line(p).startswith(name) and ":prefill" not in command_line(p)
+        ]
+        return found
+
+    def running(self, application: str) -> float:
+        """Requests in the application's engine."""
+        reply = HTTP.get(f"{self.url}/{application}/metrics", headers=self.headers())
+        lines = reply.text.splitlines()
+        named = [line for line in lines if line.startswith("vllm:num_requests_running{")]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in named)
+
+    def counted(self) -> tuple[int, int]:
+        """Prompt and generated tokens by vLLM's own counters, of all decode engines."""
+        text = ""
+        for application in ("blue", "green", "pair"):
+            reply = HTTP.get(f"{self.url}/{application}/metrics", headers=self.headers())
+            text += reply.text
+        return _sum(text, "vllm:prompt_tokens_total"), _sum(text, "vllm:generation_tokens_total")
+
+    def recorded(self) -> list[dict[str, Any]]:
+        files = sorted(self.usage.glob("*.jsonl"))
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def _sum(text: str, metric: str) -> int:
+    lines = [line for line in text.splitlines() if line.startswith(f"{metric}{{")]
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    made = Door(tmp_path_factory.mktemp("door"))
+    try:
+        made.wait()
+        yield made
+    finally:
+        if made.stack.process.poll() is None:
+            made.stack.stop()
+
+
+def chat(model: str, text: str = "What is TTFT?", **more: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": 24, **more}
+
+
+def completion(model: str, count: int, seed: int, **more: Any) -> dict[str, Any]:
+    draw = random.Random(seed)
+    prompt = [draw.randrange(5, 500) for _ in range(count)]
+    return {"model": model, "prompt": prompt, "temperature": 0, "ignore_eos": True, **more}
+
+
+@pytest.mark.timeout(400)
+def test_the_openai_client_lists_and_talks_to_each(door: Door) -> None:
+    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.texts["alice"]) as client:
+        names = [model.id for model in client.models.list()]
+        assert sorted(names) == ["demo", "demo-blue", "demo-green", "demo-pair"]
+        assert client.models.retrieve("demo-pair").max_model_len == 1024  # type: ignore[attr-defined]
+        answers = set()
+        for name in names:
+            made = client.chat.completions.create(**chat(name))
+            assert made.model in ("demo-blue", "demo-green", "demo-pair")
+            chunks = list(
+                client.chat.completions.create(
+                    **chat(name), stream=True, stream_options={"include_usage": True}
+                )
+            )
+            text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+            assert text == made.choices[0].message.content
+            assert chunks[-1].usage == made.usage
+            answers.add(text)
+        assert len(answers) == 1  # the same weights
+    served = Counter(entry["application"] for entry in _settled(door, 8))
+    assert served["pair"] >= 2
+
+
+def test_a_canary_gets_its_share(door: Door) -> None:
+    answered = Counter(
+        door.post("/v1/completions", completion("demo", 3, i, max_tokens=1)).json()["model"]
+        for i in range(60)
+    )
+    assert set(answered) == {"demo-blue", "demo-green"}
+    assert 2 <= answered["demo-green"] <= 28  # 0.2 of 60, out of 1e-4 of the cases
+
+
+def test_bodies_larger_than_haproxys_buffer(door: Door) -> None:
+    padding = {"user": "x" * 300_000}
+    early = {"model": "demo-green", **padding, "prompt": "a", "max_tokens": 1}
+    late = {**padding, "prompt": "a", "max_tokens": 1, "model": "demo-green"}
+    for body in (early, late):
+        reply = door.post("/v1/completions", body)
+        assert (reply.status_code, reply.json()["model"]) == (200, "demo-green")
+    reply = door.post("/v1/completions", {**early, "user": "x" * (3 << 20)})
+    assert reply.status_code == 413
+    assert "2 MiB" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"{", 400, "JSON"),
+        (b"[]", 400, "JSON object"),
+        (b'{"model": "nobody"}', 404, "demo-blue, demo-green, demo-pair"),
+        (b'{"model": "../blue/v1"}', 404, "does not exist"),
+        (b'{"model": 7}', 400, "model"),
+        (b'{"prompt": "a"}', 400, "`model` is missing"),
+        (b'{"model": "demo-blue", "prompt": "a", "max_tokens": -1}', 400, "max_tokens"),
+    ],
+)
+def test_what_is_no_request(door: Door, body: bytes, status: int, said: str) -> None:
+    headers = {**door.headers(), "content-type": "application/json"}
+    reply = HTTP.post(f"{door.url}/v1/completions", content=body, headers=headers)
+    assert reply.status_code == status
+    error = reply.json()["error"]
+    assert said in error["message"]
+    assert error["type"]
+
+
+def test_a_model_named_twice_is_the_one_that_vllm_reads(door: Door) -> None:
+    body = b'{"model": "demo-green", "prompt": "a", "max_tokens": 1, "model": "demo-blue"}'
+    headers = {**door.headers("only-blue"), "content-type": "application/json"}
+    reply = HTTP.post(f"{door.url}/v1/completions", content=body, headers=headers)
+    # HAProxy goes by the first and vLLM by the last: refused, never served by another's right.
+    assert reply.status_code == 404 or reply.json()["model"] == "demo-blue"
+
+
+def test_a_slow_and_a_huge_client_harm_nobody(door: Door) -> None:
+    import socket
+
+    port = door.stack.port
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        with socket.create_connection(("127.0.0.1", port)) as huge:
+            huge.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 300_000 + b"\r\n")
+            huge.settimeout(10)
+            assert huge.recv(100).startswith(b"HTTP/1.1 400")
+        assert door.post("/v1/completions", chat("demo-blue") | {"prompt": "a"}).status_code == 200
+
+
+def test_keys(door: Door) -> None:
+    def refused(headers: dict[str, str], path: str = "/v1/completions") -> tuple[int, str]:
+        reply = HTTP.post(f"{door.url}{path}", json=completion("demo-blue", 1, 1), headers=headers)
+        return reply.status_code, reply.json()["error"]["message"]
+
+    for path in ("/v1/completions", "/blue/v1/completions"):
+        assert refused({}, path)[0] == 401
+        assert refused({"authorization": "Bearer nonsense"}, path)[0] == 401
+        assert "expired" in refused(door.headers("old"), path)[1]
+    wrong = door.texts["alice"][:-3] + "abc"
+    status, message = refused({"authorization": f"Bearer {wrong}"})
+    assert status == 401
+    assert wrong not in message
+    assert HTTP.get(f"{door.url}/v1/models").status_code == 401
+    mine = HTTP.get(f"{door.url}/v1/models", headers=door.headers("only-blue")).json()["data"]
+    assert [card["id"] for card in mine] == ["demo-blue"]
+    for path in ("/v1/completions", "/green/v1/completions", "/blue/v1/completions"):
+        reply = door.post(path, completion("demo-green", 1, 1), "only-blue")
+        assert reply.status_code == 404
+    reply = door.post("/blue/v1/completions", completion("demo", 1, 1), "only-blue")
+    assert reply.status_code == 404  # an alias is a name of its own
+    assert door.post("/v1/completions", completion("demo-blue", 1, 1), "only-blue").is_success
+    with_other_header = {"x-api-key": door.texts["alice"]}
+    assert HTTP.get(f"{door.url}/v1/models", headers=with_other_header).is_success
+
+
+def test_no_way_around_by_the_replicas_own_port(door: Door) -> None:
+    replica = door.replica("blue")
+    ports = {
+        c.laddr.port
+        for c in replica.net_connections("tcp")
+        if c.status == psutil.CONN_LISTEN and 30000 <= c.laddr.port < 40000
+    }
+    reached = 0
+    for port in ports:
+        root = f"http://127.0.0.1:{port}/blue"
+        try:
+            if HTTP.get(f"{root}/health", timeout=5).status_code != 200:
+                continue
+        except httpx.HTTPError:
+            continue  # a port of another protocol
+        reached += 1
+        schema = HTTP.get(f"{root}/openapi.json", headers=door.headers("root")).json()
+        assert len(schema["paths"]) > 20
+        for path, methods in schema["paths"].items():
+            for method in methods:
+                reply = HTTP.request(method.upper(), f"{root}{path}", json={})
+                wanted = 200 if path in ("/health", "/ping") else 401
+                assert reply.status_code == wanted, (method, path, reply.text)
+        for path in ("/metrics", "/docs", "/openapi.json", "/nothing"):
+            assert HTTP.get(f"{root}{path}").status_code == 401, path
+        assert HTTP.get(f"{root}/openapi.json", headers=door.headers()).status_code == 403
+    assert reached == 1
+
+
+def test_no_key_is_in_a_log(door: Door) -> None:
+    session = Path("/tmp/ray/session_latest/logs").resolve()
+    secrets = [text.rsplit("-", 1)[1] for text in door.texts.values()]
+    for file in [door.stack.log, *session.rglob("*.log"), *session.rglob("*.out")]:
+        text = file.read_text(errors="replace")
+        assert not any(secret in text for secret in secrets), file
+
+
+def test_keys_are_read_anew(door: Door) -> None:
+    before = door.keys.read_text()
+    key, text = issue({"name": "new"})
+    headers = {"authorization": f"Bearer {text}"}
+    try:
+        door.keys.write_text(before + dump([key]).removeprefix("keys:\n"))
+        assert _within(5, lambda: HTTP.get(f"{door.url}/v1/models", headers=headers).is_success)
+        assert _within(
+            5, lambda: HTTP.get(f"{door.url}/blue/v1/models", headers=headers).is_success
+        )
+        door.keys.write_text(before + "  - nonsense: true\n")
+        time.sleep(2.5)
+        assert HTTP.get(f"{door.url}/v1/models", headers=headers).is_success
+        assert HTTP.get(f"{door.url}/blue/v1/models", headers=headers).is_success
+    finally:
+        door.keys.write_text(before)
+    assert _within(
+        5, lambda: HTTP.get(f"{door.url}/blue/v1/models", headers=headers).status_code == 401
+    )
+
+
+def test_a_hundred_of_a_thousand(door: Door) -> None:
+    """Over three applications at once: one count for all of them."""
+    names = ["demo-blue", "demo-green", "demo-pair"]
+
+    async def run() -> list[tuple[int, Any, Any]]:
+        # Not httpx: its pool takes a second per 20 requests when 1,000 wait.
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector) as client:
+
+            async def one(i: int) -> tuple[int, Any, Any]:
+                body = completion(names[i % 3], 2, i, max_tokens=1)
+                url = f"{door.url}/v1/completions"
+                headers = door.headers("hundred")
+                async with client.post(url, json=body, headers=headers) as reply:
+                    return reply.status, reply.headers, await reply.json()
+
+            return await asyncio.gather(*(one(i) for i in range(1000)))
+
+    begin = time.monotonic()
+    replies = asyncio.run(run())
+    assert time.monotonic() - begin < 60, "the window may have moved on"
+    assert Counter(status for status, _, _ in replies) == {200: 100, 429: 900}
+    headers, body = next((h, b) for status, h, b in replies if status == 429)
+    assert int(headers["retry-after"]) >= 1
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    assert body["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_two_at_a_time(door: Door) -> None:
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(timeout=60, verify=False) as client:
+            body = completion("demo-green", 2, 1, max_tokens=60)
+            asked = [
+                client.post(f"{door.url}/v1/completions", json=body, headers=door.headers("two"))
+                for _ in range(8)
+            ]
+            return [reply.status_code for reply in await asyncio.gather(*asked)]
+
+    assert Counter(asyncio.run(run())) == {200: 2, 429: 6}
+    assert door.post("/v1/completions", completion("demo-green", 2, 1), "two").is_success
+
+
+def test_tokens_are_reserved_and_the_ceiling_holds(door: Door) -> None:
+    reply = door.post("/v1/completions", completion("demo-blue", 5, 1, max_tokens=400), "tokens")
+    assert reply.json()["usage"]["completion_tokens"] == 200
+    remaining = int(reply.headers["x-ratelimit-remaining-tokens"])
+    assert remaining <= 200_000 - 205
+    for stream in (False, True):
+        body = completion("demo-blue", 5, 1, max_tokens=600, stream=stream)
+        reply = door.post("/v1/completions", body, "few-tokens")
+        assert reply.status_code == 429
+        assert "605 tokens" in reply.json()["error"]["message"]
+    body = completion("demo-blue", 5, 1, max_tokens=20)
+    assert door.post("/v1/completions", body, "few-tokens").is_success
+
+
+@pytest.mark.timeout(200)
+def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
+    """Also when clients leave at any moment, streamed or not."""
+    names = ["demo-blue", "demo-green", "demo-pair", "demo"]
+    time.sleep((75 - time.time()) % 60)  # within one minute of the clock: second 15 to 60
+    _settled(door)
+    before = door.counted()
+
+    async def run() -> Counter[str]:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(limits=limits, timeout=60, verify=False) as client:
+
+            async def one(i: int) -> str:
+                draw = random.Random(i)
+                body = completion(
+                    draw.choice(names),
+                    draw.randrange(1, 200),
+                    i,
+                    max_tokens=draw.randrange(1, 100),
+                    stream=draw.random() < 0.5,
+                )
+                headers = door.headers("counted")
+                try:
+                    async with asyncio.timeout(draw.choice([0.1, 0.4, 0.8, 1.6, 40])):
+                        url = f"{door.url}/v1/completions"
+                        reply = await client.post(url, json=body, headers=headers)
+                        return str(reply.status_code)
+                except TimeoutError:
+                    return "left"
+
+            return Counter(await asyncio.gather(*(one(i) for i in range(100))))
+
+    outcome = asyncio.run(run())
+    assert outcome["left"] >= 10, outcome
+    assert outcome["200"] >= 10, outcome
+    assert outcome["left"] + outcome["200"] == 100, outcome
+    entries = [entry for entry in _settled(door) if entry["key"] == "counted"]
+    after = door.counted()
+    assert any(entry["aborted"] for entry in entries)
+    used = [
+        sum(entry[kind] for entry in entries) for kind in ("prompt_tokens", "completion_tokens")
+    ]
+    assert used == [after[0] - before[0], after[1] - before[1]]
+    # And what is left of this minute: all but that, and what this last request reserves.
+    reply = door.post("/v1/completions", completion("demo-blue", 7, 0, max_tokens=1), "counted")
+    remaining = int(reply.headers["x-ratelimit-remaining-tokens"])
+    assert 200_000 - remaining == sum(used) + 8
+
+
+def test_a_deadline_frees_the_engine(door: Door) -> None:
+    for stream in (False, True):
+        body = completion("demo-green", 5, 3, max_tokens=1000, stream=stream)
+        headers = {"x-request-timeout": "0.4"}
+        reply = door.post("/v1/completions", body, headers=headers)
+        if stream:
+            assert "x-request-timeout" in reply.text.splitlines()[-2]
+            assert "[DONE]" not in reply.text
+        else:
+            assert reply.status_code == 504
+        assert _within(2, lambda: door.running("green") == 0)
+    reply = door.post("/v1/completions", chat("demo-green"), headers={"x-request-timeout": "soon"})
+    assert reply.status_code == 400
+
+
+def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
+    """Last: what it kills comes back slowly."""
+
+    url = f"{door.url}/v1/completions"
+
+    async def status(client: httpx.AsyncClient) -> int:
+        try:
+            body = completion("demo-blue", 2, 1)
+            return (await client.post(url, json=body, headers=door.headers())).status_code
+        except httpx.RemoteProtocolError:
+            return 0  # HAProxy, where a connection that it used before ends under a request
+
+    async def run() -> tuple[str, list[int]]:
+        async with httpx.AsyncClient(timeout=60, verify=False) as client:
+            body = completion("demo-green", 5, 3, max_tokens=900, stream=True)
+            async with client.stream("POST", url, json=body, headers=door.headers()) as reply:
+                lines = reply.aiter_lines()
+                first = await anext(lines)
+                assert first.startswith("data: ")
+                blue = door.replica("blue")
+                engine_of(blue).kill()
+                blue.kill()
+                statuses = []
+                for _ in range(20):
+                    statuses.append(await status(client))
+                    await asyncio.sleep(0.2)
+                return "\n".join([line async for line in lines]), statuses
+
+    text, statuses = asyncio.run(run())
+    assert text.rstrip().endswith("data: [DONE]")
+    assert set(statuses) <= {0, 200, 500, 502, 503}, statuses
+    assert _within(20, lambda: "demo-blue" not in door.names())
+    reply = door.post("/v1/completions", completion("demo-blue", 2, 1))
+    if reply.status_code != 200:  # it is back already
+        assert reply.status_code == 503
+        assert int(reply.headers["retry-after"]) >= 1
+        assert "demo-blue is" in reply.json()["error"]["message"]
+    for _ in range(10):  # the name that both serve goes to the one that lives
+        assert door.post("/v1/completions", completion("demo", 2, 1)).is_success
+    assert _within(120, lambda: "demo-blue" in door.names())
+    assert door.post("/v1/completions", completion("demo-blue", 2, 1)).is_success
+
+
+def _within(seconds: float, true: Any) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _settled(door: Door, at_least: int = 0) -> list[dict[str, Any]]:
+    """The record of use, once nothing is added to it any more."""
+    last = -1
+    for _ in range(20):
+        time.sleep(1.5)
+        now = len(door.recorded())
+        if now == last and now >= at_least:
+            break
+        last = now
+    return door.recorded()
