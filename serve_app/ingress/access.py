@@ -134,24 +134,14 @@ class AccessMiddleware:
     async def _serve(self, key: Key, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         access, quota = self._access, key.quota
         request = uuid.uuid4().hex
-        standing = Standing()
         ledger = None if quota.unlimited else access.ledger
+        decision = Decision(None, Standing())
         if ledger is not None:
-            try:
-                decision = await _counted(ledger.admit(key.name, quota, request))
-            except asyncio.CancelledError:
-                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
-                raise
-            standing = decision.standing
-            spent = standing.remaining_tokens == 0
-            if decision.refusal is None and spent:
-                # Not even prefilled elsewhere, where its KV cache would stay for nothing.
-                decision = await _counted(ledger.reserve(key.name, quota, request, 1))
-                self._later(_counted(ledger.settle(key.name, quota, request, 0)))
-            if decision.refusal is not None:
-                REFUSALS.labels(key.name, decision.refusal.what).inc()
-                answer = _too_many(decision.refusal, decision.standing)
-                return await _refuse(answer, scope, receive, send)
+            decision = await self._admit(ledger, key, quota, request)
+        standing = decision.standing
+        if decision.refusal is not None:
+            REFUSALS.labels(key.name, decision.refusal.what).inc()
+            return await _refuse(_too_many(decision.refusal, standing), scope, receive, send)
 
         async def reserve(tokens: int) -> Refusal | None:
             nonlocal standing
@@ -196,6 +186,20 @@ class AccessMiddleware:
             self._later(
                 self._settle(key, quota, request, account, path, status, not ended, seconds)
             )
+
+    async def _admit(self, ledger: Quotas, key: Key, quota: Quota, request: str) -> Decision:
+        """Count the request. Where no token is left, it is refused before it costs anything."""
+        try:
+            decision: Decision = await _counted(ledger.admit(key.name, quota, request))
+            if decision.refusal is None and decision.standing.remaining_tokens == 0:
+                # Not even prefilled elsewhere, where its KV cache would stay for nothing.
+                decision = await _counted(ledger.reserve(key.name, quota, request, 1))
+                if decision.refusal is not None:
+                    self._later(_counted(ledger.settle(key.name, quota, request, 0)))
+        except asyncio.CancelledError:
+            self._later(_counted(ledger.settle(key.name, quota, request, 0)))
+            raise
+        return decision
 
     async def _settle(
         self,
