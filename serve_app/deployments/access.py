@@ -17,7 +17,7 @@ from serve_app.access.usage import UsageLog
 from serve_app.config import Access as Section
 from serve_app.config import ConfigError, Finding, Severity
 from serve_app.config.environment import expand
-from serve_app.deployments.hub import HubLedger
+from serve_app.deployments.hub import hub_ledger
 from serve_app.ingress.access import Access
 
 logger = logging.getLogger("ray.serve")
@@ -44,7 +44,7 @@ def open_access(
         if policy != "priority" and any(key.priority for key in ring.keys):
             logger.warning("access: priorities of keys need engine.scheduling_policy: priority")
         counts = expand(section.counts, os.environ, "access.counts")
-        ledger = HubLedger() if counts == "memory" else Ledger(counts)
+        ledger = hub_ledger() if counts == "memory" else Ledger(counts)
     if section.usage is not None:
         directory = Path(expand(section.usage, os.environ, "access.usage"))
         if not directory.is_dir():
@@ -72,5 +72,7 @@ async def keep_house(access: Access) -> None:
         if follow is not None:
             follow.cancel()
         await asyncio.gather(*access.settling, return_exceptions=True)
+        if access.ledger is not None:
+            await access.ledger.close()
         if access.usage is not None:
             access.usage.flush()

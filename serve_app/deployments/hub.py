@@ -6,17 +6,17 @@ application comes and goes. It starts when the first front door or the first key
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from serve_app.access.ledger import Ledger, LedgerUnavailable
-from serve_app.access.quota import Decision, Quota
+from serve_app.access.ledger import Ledger
+from serve_app.access.remote import Address, RemoteLedger, serve_ledger
 from serve_app.front_door.directory import Report
 
 _NAME, _NAMESPACE = "hub", "neuron-serve"
@@ -30,6 +30,8 @@ class Hub:
 
     def __init__(self) -> None:
         self._ledger = Ledger("memory")
+        self._secret = secrets.token_urlsafe(32)
+        self._server: asyncio.Server | None = None
         self._reports: dict[str, tuple[float, Report]] = {}
         self._names: dict[str, tuple[str, ...]] = {}
 
@@ -49,9 +51,13 @@ class Hub:
         reports = [replace(report, age_s=now - when) for when, report in self._reports.values()]
         return reports, self._names
 
-    async def ask(self, method: str, *args: Any) -> Any:
-        """A method of the ledger."""
-        return await getattr(self._ledger, method)(*args)
+    async def ledger(self) -> Address:
+        """Where the ledger listens, in this cluster's network, and the secret for it."""
+        if self._server is None:
+            host = ray.util.get_node_ip_address()
+            self._server = await serve_ledger(self._ledger, host, self._secret)
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return host, port, self._secret
 
 
 def hub() -> ActorHandle | None:
@@ -76,28 +82,14 @@ def start_hub() -> ActorHandle:
     return ray.remote(Hub).options(**options).remote()
 
 
-class HubLedger:
-    """The ledger of the hub, as if it were in this process."""
+def hub_ledger() -> RemoteLedger:
+    """The ledger of the cluster's hub, which starts if there is none."""
 
-    def __init__(self) -> None:
-        self._hub = start_hub()
-
-    async def admit(self, key: str, quota: Quota, request: str) -> Decision:
-        decision: Decision = await self._ask("admit", key, quota, request)
-        return decision
-
-    async def reserve(self, key: str, quota: Quota, request: str, tokens: int) -> Decision:
-        decision: Decision = await self._ask("reserve", key, quota, request, tokens)
-        return decision
-
-    async def settle(self, key: str, quota: Quota, request: str, used: int) -> None:
-        await self._ask("settle", key, quota, request, used)
-
-    async def keep(self, requests: Iterable[str]) -> None:
-        await self._ask("keep", list(requests))
-
-    async def _ask(self, method: str, *args: Any) -> Any:
+    async def find() -> Address:
         try:
-            return await self._hub.ask.remote(method, *args)
+            address: Address = await (await asyncio.to_thread(start_hub)).ledger.remote()
         except RayError as error:
-            raise LedgerUnavailable(f"the hub does not answer: {type(error).__name__}") from None
+            raise ConnectionError(type(error).__name__) from None
+        return address
+
+    return RemoteLedger(find)
