@@ -18,7 +18,8 @@ import requests
 from serve_app.engine.phases import Phase
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 30.0
+"""Ray beside starting engines has taken 14 s to take a config."""
 _LOG_TAIL = 400
 # The one line of serve_app.engine.errors and serve_app.config that stands in a traceback.
 _CAUSE = re.compile(r"(?:StartupError|ConfigError): (.+)")
