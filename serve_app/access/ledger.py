@@ -43,7 +43,7 @@ class Ledger:
     that was cancelled. Slots come back LEASE_S after the last `keep`; so a request that runs
     longer than that without one, as when Redis is away, is no longer counted as open.
 
-    `url` raises ValueError. Methods raise LedgerUnavailable, within 2 s.
+    `url` raises ValueError. Methods raise LedgerUnavailable, within 5 s.
     """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:

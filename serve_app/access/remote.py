@@ -21,7 +21,8 @@ from serve_app.access.quota import Decision, Quota, Refusal, Standing
 
 Address = tuple[str, int, str]
 """Host, port and secret."""
-_TIMEOUT_S = 2.0
+_TIMEOUT_S = 10.0
+"""Long: a burst of a thousand waits in line, and what is not counted passes."""
 _LINE = 2**20
 """Bytes of a line at the most; `keep` tells of some 30,000 requests in one."""
 

@@ -481,7 +481,9 @@ async def test_while_the_ledger_is_away_requests_are_served(
     with caplog.at_level(logging.ERROR, "ray.serve"):
         for _ in range(3):
             assert (await case.ask()).status == 200
-    assert [one.getMessage() for one in caplog.records] == [
+    # Ray's own set-up of this logger may hand each record over twice.
+    records = dict.fromkeys(caplog.records)
+    assert [one.getMessage() for one in records] == [
         "quotas are not counted: Quotas are counted at redis://h: no answer"
     ]
     assert len(case.used()) == 3
