@@ -414,6 +414,29 @@ def test_relayed_to_an_application_without_a_replica(edge: Edge, prefix: str) ->
     assert time.monotonic() - begin < 2
 
 
+def test_the_last_replica_dies_under_a_request(tmp_path: Path) -> None:
+    """HAProxy learns it from this very request, and must not try it in Ray's proxy, which waits."""
+    head, door, port = Server("serve's own proxy"), Server("door"), free_port()
+    head.start()
+    door.start()
+    backends = {
+        "http-door": ("/", [door.port], head.port),
+        "http-a": ("/a", [free_port()], head.port),
+    }
+    config = with_front_door(ray_config(tmp_path, port, backends))
+    unseen = config.replace("fall 1 ", "fall 1000 ")  # no check tells it first
+    # As `neuron-serve run` has it.
+    unseen = unseen.replace("conn-failure", "conn-failure empty-response 500\n    retries 1")
+    with running(tmp_path, unseen, port):
+        edge = Edge(port, head, head, door)
+        answers = [edge.post({}, f"/a{CHAT}", **{RELAYED: "1"}) for _ in range(10)]
+    head.stop()
+    door.stop()
+    assert [status for status, _, _ in answers] == [503] * 10
+    assert all(error(answer)["type"] == "ServiceUnavailableError" for answer in answers)
+    assert not head.headers
+
+
 def test_a_models_own_prefix_waits_in_rays_proxy(edge: Edge) -> None:
     assert edge.served({}, f"/c{CHAT}")[0] == "serve's own proxy"
 
