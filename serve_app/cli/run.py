@@ -22,6 +22,7 @@ from serve_app.backends import engines_of, make_plan
 from serve_app.cli.dashboard import ApplicationStatus, Dashboard, DashboardError
 from serve_app.cli.view import status_table
 from serve_app.config import Document
+from serve_app.config.data_plane import DATA_PLANE
 
 _POLL_S = 0.5
 _LOCAL = "local"
@@ -139,26 +140,13 @@ def data_plane_environment() -> dict[str, str]:
     HAProxy's two side ports have fixed defaults; a second cluster here would find them taken.
     """
     wanted = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        **DATA_PLANE,
         **_with_front_door(),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port(8404)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port(9101)),
         # Ray gives HAProxy 4 threads, which on a laptop wake each other for nothing: with one,
         # 2.9 instead of 3.9 ms of CPU per streamed request of 64 tokens on 2 cores.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, len(os.sched_getaffinity(0)) // 4))),
-        # A replica that dies before the first byte: once more, elsewhere. HAProxy can only repeat
-        # what it holds whole before it sends, and what fits its buffer, which is 16 KiB by default:
-        # fewer than 5000 tokens of a prompt. Ray has no setting for the former; what stands here
-        # goes into its `defaults` section as it is.
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n"
-        "    option http-buffer-request",
-        "RAY_SERVE_HAPROXY_RETRIES": "1",
-        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 * 1024),
-        # 0.1 s by default: the controller and the GCS then take 7 % of a core when idle, now 3 %.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-        # Ray runs its workers at niceness 15; an engine must not give way to its own clients.
-        "RAY_worker_niceness": "0",
         # No load balancer stands before a laptop that would have to notice first.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     }

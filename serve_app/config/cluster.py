@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
+from serve_app.config.faults import Faults
 from serve_app.config.sections import Strict
 
-Name = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
-]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 """A name of Kubernetes (RFC 1123 label)."""
 
 
@@ -53,11 +52,11 @@ class Storage(Strict):
         default="efs-sc", description="Storage class of that claim. null: the cluster's default."
     )
     size_gib: int = Field(default=1000, gt=0, description="Size of that claim; EFS ignores it.")
-    local_gib: int = Field(
-        default=400,
+    local_gib: int | None = Field(
+        default=None,
         gt=0,
-        description="Node's disk that a worker pod may fill: models fetched or compiled, the "
-        "compile cache. In GiB.",
+        description="Node's disk that a worker pod asks for: models compiled or fetched, caches. "
+        "In GiB. Default: three times the weights, and 50.",
     )
 
 
@@ -68,11 +67,18 @@ class Ingress(Strict):
     certificate_arn: str | None = Field(
         default=None,
         pattern=r"^arn:aws[a-z-]*:acm:[^:]+:\d{12}:certificate/.+$",
-        description="TLS certificate in ACM. Without one it speaks plain HTTP, inside the VPC only.",
+        description="TLS certificate in ACM. Without one: plain HTTP, inside the VPC only.",
     )
     scheme: Literal["internal", "internet-facing"] = Field(
         default="internal", description="Who reaches it. internet-facing needs certificate_arn."
     )
+
+    @model_validator(mode="after")
+    def _no_open_text(self) -> Ingress:
+        if self.scheme == "internet-facing" and self.certificate_arn is None:
+            mend = "give certificate_arn, or scheme: internal"
+            raise Faults([("scheme", "keys and prompts would cross the internet in clear", mend)])
+        return self
 
 
 class RedisGcs(Strict):
@@ -106,7 +112,9 @@ class Cluster(Strict):
         default=None,
         description="EFA interfaces for the workers. Default: where prefill and decode are apart.",
     )
-    ingress: Ingress | None = Field(default=None, description="The way in from outside. Default: none.")
+    ingress: Ingress | None = Field(
+        default=None, description="The way in from outside. Default: none."
+    )
     gcs_fault_tolerance: RedisGcs | None = Field(
         default=None, description="Keep the head's state in Redis. Default: no."
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from serve_app.config.cluster import Cluster
 from serve_app.config.faults import Faults
 from serve_app.config.findings import did_you_mean
 from serve_app.config.front_door import FrontDoorArgs
@@ -161,6 +162,11 @@ class ServeFile(Strict):
     applications: list[
         Annotated[Application | FrontDoorApplication, Field(discriminator="import_path")]
     ] = Field(min_length=1, description="The applications: models, and the front door if any.")
+    cluster: Cluster = Field(
+        default=Cluster(),
+        description="For Kubernetes: what `neuron-serve render` makes of this file. Ray Serve "
+        "ignores it.",
+    )
 
     @property
     def models(self) -> list[Application]:
