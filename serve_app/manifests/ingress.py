@@ -17,13 +17,7 @@ Load Balancing, describe-ssl-policies)."""
 
 
 def ingress(name: str, namespace: str, settings: Ingress) -> Object:
-    """Ingress of the RayService `name`.
-
-    Raises:
-        ValueError: it would speak plain HTTP to the internet.
-    """
-    if settings.scheme == "internet-facing" and settings.certificate_arn is None:
-        raise ValueError("cluster.ingress: internet-facing needs certificate_arn")
+    """Ingress of the RayService `name`."""
     backend = {"service": {"name": f"{name}-serve-svc", "port": {"number": 8000}}}
     rule: Object = {"http": {"paths": [{"path": "/", "pathType": "Prefix", "backend": backend}]}}
     if settings.host:

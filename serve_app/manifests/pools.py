@@ -153,6 +153,9 @@ def _pool(kind: str, members: Sequence[_Planned], document: Document) -> Pool:
     why += f": {wanted} of {devices * per_device} cores of a pod are used"
     cpus_there, memory_there = usable(instance)
     local = document.serve.cluster.storage.local_gib or _local_gib(members, 3)
+    if instance.nvme_gb:
+        # The instance's own disks, less what kubelet and the file system keep.
+        local = min(local, int(instance.nvme_gb * 1e9 / 2**30 * 0.85))
     efa = 0
     if _apart(document) and instance.efa_interfaces:
         efa = instance.efa_interfaces * devices // instance.devices

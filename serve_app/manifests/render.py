@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.config import ConfigError, Document, Finding, Severity
-from serve_app.manifests import pod
+from serve_app.manifests import components, pod
 from serve_app.manifests.base import base, kustomization
 from serve_app.manifests.budget import Budget, budget
 from serve_app.manifests.compile_job import compile_jobs
+from serve_app.manifests.components.monitoring import service_monitor
+from serve_app.manifests.ingress import ingress
 from serve_app.manifests.pools import Pool, pools
 from serve_app.manifests.ray_service import frozen, ray_service
 from serve_app.manifests.tree import File, Object
@@ -43,7 +45,8 @@ class Rendering:
 
     @property
     def files(self) -> tuple[File, ...]:
-        return (*self.base, *self.overlay, *self.compile)
+        """The tree, with what a cluster or an overlay may add."""
+        return (*self.base, *self.overlay, *self.compile, *components.files())
 
     def objects(self) -> list[Object]:
         """All Kubernetes objects but the compile Job's."""
@@ -80,6 +83,16 @@ def render(document: Document, force: bool = False, model_facts: Path | None = N
             "One pod at a time may be taken away by a drain of nodes.",
         ),
     }
+    if cluster.ingress is not None:
+        things["ingress.yaml"] = (
+            ingress(name, cluster.namespace, cluster.ingress),
+            "Needs the AWS Load Balancer Controller.",
+        )
+    if cluster.monitoring:
+        things["podmonitor.yaml"] = (
+            service_monitor(name, cluster.namespace),
+            "Needs the Prometheus operator.",
+        )
     stem = Path(document.file).stem
     folder = f"overlays/{stem}"
     overlay = [

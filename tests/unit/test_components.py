@@ -1,7 +1,4 @@
-"""`kuberay/components/`: the committed files are what the code makes, and Kubernetes takes them.
-
-After a change: UPDATE_COMPONENTS=1 python -m pytest tests/unit/test_components.py
-"""
+"""`kuberay/components/`: kustomize builds them, and Kubernetes takes them."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ from serve_app.manifests.ingress import ingress
 from serve_app.manifests.tree import write
 from serve_app.neuron.instances import instances
 
-TREE = Path(__file__).parents[2] / "kuberay"
 KUBECTL = shutil.which("kubectl", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 SCHEMAS = Path(os.environ.get("K8S_SCHEMAS", "k8s-schemas"))
 ONCE = ["cpu-nodes", "karpenter-inf2", "karpenter-trn1", "karpenter-trn2", "neuron-monitor"]
@@ -85,18 +81,6 @@ def only(objects: Iterable[dict[str, Any]], kind: str, name: str = "") -> dict[s
         if thing["kind"] == kind and name in ("", thing["metadata"]["name"])
     )
     return found
-
-
-def test_the_committed_files_are_what_the_code_makes(tmp_path: Path) -> None:
-    if os.environ.get("UPDATE_COMPONENTS"):
-        shutil.rmtree(TREE / "components", ignore_errors=True)
-        write(components.files(), TREE)
-    write(components.files(), tmp_path)
-    made, committed = (
-        {file.relative_to(root): file.read_text() for file in (root / "components").rglob("*.*")}
-        for root in (tmp_path, TREE)
-    )
-    assert made == committed
 
 
 def test_each_file_says_what_it_is_and_is_listed() -> None:
@@ -217,11 +201,6 @@ def test_an_ingress_with_a_certificate_speaks_tls() -> None:
     assert says["certificate-arn"] == arn
     assert says["ssl-policy"].startswith("ELBSecurityPolicy-TLS13-1-2-")
     assert made["spec"]["rules"][0]["host"] == "chat.example"
-
-
-def test_plain_http_does_not_face_the_internet() -> None:
-    with pytest.raises(ValueError, match="certificate_arn"):
-        ingress("a", "b", Ingress(scheme="internet-facing"))
 
 
 def test_open_webui_finds_its_service_its_volume_and_its_pods(build: Build) -> None:

@@ -57,7 +57,7 @@ def test_the_committed_tree_is_what_render_writes(renderings: dict[str, Renderin
     wanted = {file.path: file.text() for made in renderings.values() for file in made.files}
     written = {
         str(path.relative_to(TREE)): path.read_text()
-        for folder in ("base", "storage", "overlays")
+        for folder in ("base", "storage", "components", "overlays")
         for path in (TREE / folder).rglob("*")
         if path.is_file()
     }
@@ -201,6 +201,21 @@ def test_the_heads_state_may_be_kept_in_redis(tmp_path: Path) -> None:
     assert options["redisAddress"] == "redis://redis:6379"
     reference = options["redisPassword"]["valueFrom"]["secretKeyRef"]
     assert reference == {"name": "redis", "key": "password"}
+
+
+def test_ingress_and_monitors_are_the_overlays_own(tmp_path: Path) -> None:
+    """Taking one service away takes nothing from another."""
+    cluster = {"ingress": {"host": "chat.example"}, "monitoring": True}
+    path = changed(tmp_path, "llama3-8b-inf2", lambda data: data.update(cluster=cluster))
+    made = render(load(path))
+    own = [thing for file in made.overlay for thing in file.objects]
+    named = {(thing["kind"], thing["metadata"]["name"]) for thing in own if "metadata" in thing}
+    assert {("Ingress", "llama3-8b-inf2"), ("PodMonitor", "llama3-8b-inf2")} <= named
+    monitor = next(thing for thing in own if thing["kind"] == "PodMonitor")
+    labels = worker(made)["template"]["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    ports = {port["name"] for port in pod(worker(made))["containers"][0]["ports"]}
+    assert {each["port"] for each in monitor["spec"]["podMetricsEndpoints"]} <= ports
 
 
 def test_the_front_door_has_a_cpu_on_the_head(renderings: dict[str, Rendering]) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serve_app.manifests.components.kustomize import NAMESPACE, component, from_service
+from serve_app.manifests.components.kustomize import (
+    INSTANCE_LABEL,
+    NAMESPACE,
+    SERVICE,
+    component,
+    from_service,
+)
 from serve_app.manifests.tree import File, Object
 
 NAME = "monitoring"
@@ -24,7 +30,7 @@ label (here `release: prometheus`), unless its values say
 _COMPONENT = """\
 Metrics of the overlay's pods for Prometheus. In the overlay's kustomization.yaml:
   components: [../../components/monitoring]
-Overlays in one namespace share the object; it is the same in each.
+Or `cluster.monitoring: true` in the config file, and `neuron-serve render`. Not both.
 """
 
 _MONITOR = """\
@@ -35,10 +41,23 @@ ports of these names; one that does not is not scraped.
 
 
 def files() -> tuple[File, ...]:
+    selector = r"spec.selector.matchLabels.app\.kubernetes\.io/instance"
+    paths = {"PodMonitor": [selector, INSTANCE_LABEL]}
+    return (
+        component(NAME, ["podmonitor.yaml"], from_service(SERVICE, paths), _COMPONENT + OPERATOR),
+        File(
+            f"components/{NAME}/podmonitor.yaml", (service_monitor(SERVICE, NAMESPACE),), _MONITOR
+        ),
+    )
+
+
+def service_monitor(name: str, namespace: str) -> Object:
+    """PodMonitor of the RayService `name`."""
+    instance = {"app.kubernetes.io/instance": name}
     monitor = pod_monitor(
-        "neuron-serve",
-        NAMESPACE,
-        {"app.kubernetes.io/name": "neuron-serve"},
+        name,
+        namespace,
+        {"app.kubernetes.io/name": "neuron-serve", **instance},
         ["metrics", "haproxy-metrics"],
         {
             # The name that Ray's own Grafana boards filter by.
@@ -49,15 +68,8 @@ def files() -> tuple[File, ...]:
             "__meta_kubernetes_pod_node_name": "node",
         },
     )
-    return (
-        component(
-            NAME,
-            ["podmonitor.yaml"],
-            from_service("neuron-serve", {"PodMonitor": []}),
-            _COMPONENT + OPERATOR,
-        ),
-        File(f"components/{NAME}/podmonitor.yaml", (monitor,), _MONITOR),
-    )
+    monitor["metadata"]["labels"] = {**_LABELS, **instance}
+    return monitor
 
 
 def pod_monitor(
