@@ -492,9 +492,8 @@ def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
 
     text, statuses, told = asyncio.run(run())
     assert text.rstrip().endswith("data: [DONE]")
-    # 200: on a busy machine it was back before the front door had told its phase.
-    assert {503} <= statuses <= {0, 200, 500, 502, 503}, statuses
-    assert told or 200 in statuses
+    assert statuses <= {0, 500, 502, 503}, statuses
+    assert told, "no 503 with the phase"
     for _ in range(10):  # the name that both serve goes to the one that lives
         assert door.post("/v1/completions", completion("demo", 2, 1)).is_success
     assert _within(120, lambda: "demo-blue" in door.names())
