@@ -20,7 +20,7 @@ from serve_app.config import parse_front_door_args
 from serve_app.config.environment import expand
 from serve_app.deployments.hub import start_hub
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
-from serve_app.ingress.errors import refusal
+from serve_app.ingress.access import not_let_in
 
 logger = logging.getLogger("ray.serve")
 
@@ -101,9 +101,6 @@ def _as_serve_sees(report: Report, running: set[str]) -> Report:
 def _gate(keys: KeyFile) -> Any:
     def gate(scope: Scope) -> Decision:
         key = keys.keyring.find(bearer(scope["headers"]), datetime.now(UTC))
-        if isinstance(key, Refused):
-            headers = {"www-authenticate": "Bearer"}
-            return refusal(key.status, key.message, headers=headers, code=key.code)
-        return key
+        return not_let_in(key) if isinstance(key, Refused) else key
 
     return gate

@@ -28,6 +28,10 @@ _BACKEND = re.compile(
     re.MULTILINE,
 )
 _REPLICA = re.compile(r"^    server (?P<name>\S+) \S+ (check|track)(?!.* backup$)", re.MULTILINE)
+_FALLBACK = re.compile(
+    r"^(?P<server>    server \S+) (?P<host>[\d.]+):(?P<port>\d+) check backup$", re.MULTILINE
+)
+"""Ray's own proxy on the head node, which takes what no replica is up for."""
 _CODES = (400, 408, 500, 502, 503, 504)
 """What HAProxy answers by itself; errors/ has a file for each."""
 _ROUTES = (
@@ -46,7 +50,9 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
       with its own status: Ray's file makes all of them 500. Not so what is no HTTP, or half a
       head: HAProxy answers that before any rule, with a page of its own.
     - A request of the front door does not wait for an application without a replica: Ray would
-      hold it, in its own slow proxy, until there is one.
+      hold it, in its own slow proxy, until there is one. The rule of a backend settles most, but
+      the replica may turn out to be dead after it, and HAProxy then tries the proxy. So the proxy
+      stands at the request's own destination, which for such a request is a port that refuses.
     - A client has 30 s to send a request's head, and as long for what of its body fits the
       buffer. Without that wait, a body that comes in a packet of its own would not be seen.
     """
@@ -85,10 +91,10 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
 
 
 def _at_once(backend: re.Match[str], here: Path) -> str:
-    name = backend["name"]
+    name, rest = backend["name"], backend["rest"]
     up = "".join(
         f"    acl replica_up srv_is_up({name}/{server['name']})\n"
-        for server in _REPLICA.finditer(backend["rest"])
+        for server in _REPLICA.finditer(rest)
     )
     rule = (
         "    acl by_front_door var(txn.front_door) -m found\n"
@@ -97,7 +103,17 @@ def _at_once(backend: re.Match[str], here: Path) -> str:
         f"file {here}/errors/503.json hdr retry-after 1 "
         f"if by_front_door{' !replica_up' if up else ''}\n"
     )
-    return f"backend {name}\n    log global\n{rule}{backend['rest']}"
+    if fallback := _FALLBACK.search(rest):
+        host, port = fallback["host"], fallback["port"]
+        rule += (
+            "    http-request set-dst ipv4(127.0.0.1) if by_front_door\n"
+            "    http-request set-dst-port int(0) if by_front_door\n"
+            f"    http-request set-dst ipv4({host}) if !by_front_door\n"
+            f"    http-request set-dst-port int({port}) if !by_front_door\n"
+        )
+        line = f"{fallback['server']} 0.0.0.0 check addr {host} port {port} backup"
+        rest = _FALLBACK.sub(line, rest)
+    return f"backend {name}\n    log global\n{rule}{rest}"
 
 
 def main() -> None:

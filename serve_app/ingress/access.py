@@ -96,9 +96,7 @@ class AccessMiddleware:
             return await self.app(scope, receive, send)
         key = self._key(scope["headers"])
         if isinstance(key, Refused):
-            bearer_only = {"www-authenticate": "Bearer"}
-            answer = refusal(key.status, key.message, headers=bearer_only, code=key.code)
-            return await _refuse(answer, scope, receive, send)
+            return await _refuse(not_let_in(key), scope, receive, send)
         if not _may(key, path):
             message = f"{path} is for keys with `admin`, which {key.name!r} is not."
             return await _refuse(refusal(403, message), scope, receive, send)
@@ -285,6 +283,12 @@ def _too_many(refused: Refusal, standing: Standing) -> Response:
     if refused.retry_after_s:
         answer.headers["retry-after"] = str(math.ceil(refused.retry_after_s))
     return answer
+
+
+def not_let_in(refused: Refused) -> Response:
+    """The answer to a key that the keyring does not take."""
+    headers = {"www-authenticate": "Bearer"}
+    return refusal(refused.status, refused.message, headers=headers, code=refused.code)
 
 
 async def _refuse(answer: Response, scope: Scope, receive: Receive, send: Send) -> None:

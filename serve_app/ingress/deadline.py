@@ -8,6 +8,7 @@ import math
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.ingress.errors import error_body, refusal
+from serve_app.ingress.first_byte import is_stream
 
 HEADER = b"x-request-timeout"
 _GRACE_S = 1.0
@@ -48,11 +49,7 @@ class DeadlineMiddleware:
             if late.done():
                 return
             if message["type"] == "http.response.start":
-                begun = True
-                stream = any(
-                    name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-                    for name, value in message["headers"]
-                )
+                begun, stream = True, is_stream(message)
             await send(message)
 
         task = asyncio.ensure_future(self.app(scope, receive_or_late, in_time))

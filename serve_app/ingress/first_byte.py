@@ -32,7 +32,7 @@ class FirstByteMiddleware:
             if failed:
                 return
             if message["type"] == "http.response.start":
-                streams = _is_stream(message)
+                streams = is_stream(message)
                 if streams:
                     head = message
                     return
@@ -54,7 +54,8 @@ class FirstByteMiddleware:
         return await self.app(scope, receive, checked)
 
 
-def _is_stream(start: Message) -> bool:
+def is_stream(start: Message) -> bool:
+    """Whether the answer that begins so is a stream of events."""
     return any(
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in start.get("headers", ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from serve_app.config import Severity
@@ -18,9 +18,17 @@ _OURS = "serve_app/front_door/directory.py"
 _RUNTIME_LORA = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
 
 
-def _places(file: ServeFile) -> Iterator[tuple[str, Application | FrontDoorApplication]]:
+_Kind = TypeVar("_Kind", Application, FrontDoorApplication)
+
+
+def _places(file: ServeFile, kind: type[_Kind]) -> Iterator[tuple[str, _Kind]]:
     for index, application in enumerate(file.applications):
-        yield f"applications[{index}]", application
+        if isinstance(application, kind):
+            yield f"applications[{index}]", application
+
+
+def _behind_a_door(file: ServeFile) -> Iterator[tuple[str, Application]]:
+    return _places(file, Application) if file.front_doors else iter(())
 
 
 def _models(file: ServeFile) -> dict[str, list[str]]:
@@ -48,8 +56,8 @@ def _adapter(module: Any) -> str:
 
 @file_rule("front-door-prefix", Severity.ERROR, "The front door stands at /", _EDGE)
 def prefix(file: ServeFile) -> Iterator[Trip]:
-    for place, app in _places(file):
-        if isinstance(app, FrontDoorApplication) and app.route_prefix != "/":
+    for place, app in _places(file, FrontDoorApplication):
+        if app.route_prefix != "/":
             message = f"the front door stands at {app.route_prefix}"
             yield Trip(message, "set route_prefix: /", f"{place}.route_prefix")
 
@@ -61,11 +69,9 @@ def prefix(file: ServeFile) -> Iterator[Trip]:
     "Ray Serve: the longest prefix of a path wins",
 )
 def routes(file: ServeFile) -> Iterator[Trip]:
-    if not file.front_doors:
-        return
-    for place, app in _places(file):
+    for place, app in _behind_a_door(file):
         first = (app.route_prefix or "").strip("/").partition("/")[0]
-        if isinstance(app, Application) and first in ("v1", "v2", "-", "inference"):
+        if first in ("v1", "v2", "-", "inference"):
             message = f"{app.route_prefix} hides the front door's /{first}"
             yield Trip(message, f"set route_prefix: /{app.name}", f"{place}.route_prefix")
 
@@ -77,9 +83,7 @@ def routes(file: ServeFile) -> Iterator[Trip]:
     "Ray Serve: http_options.port",
 )
 def upstream(file: ServeFile) -> Iterator[Trip]:
-    for place, app in _places(file):
-        if not isinstance(app, FrontDoorApplication):
-            continue
+    for place, app in _places(file, FrontDoorApplication):
         there = urlsplit(app.args.upstream)
         here = there.hostname in ("localhost", "127.0.0.1", "::1")
         if here and (there.port or 80) != file.http_options.port:
@@ -96,9 +100,7 @@ def upstream(file: ServeFile) -> Iterator[Trip]:
 )
 def weights(file: ServeFile) -> Iterator[Trip]:
     models = _models(file)
-    for place, app in _places(file):
-        if not isinstance(app, FrontDoorApplication):
-            continue
+    for place, app in _places(file, FrontDoorApplication):
         for name, shares in app.args.weights.items():
             path = f"{place}.args.weights.{name}"
             for other in shares:
@@ -117,19 +119,15 @@ def weights(file: ServeFile) -> Iterator[Trip]:
     f"{_OURS} Directory.target",
 )
 def shared(file: ServeFile) -> Iterator[Trip]:
-    if not file.front_doors:
-        return
     models = _models(file)
     weighted = {name for door in file.front_doors for name in door.args.weights}
-    for place, app in _places(file):
-        if isinstance(app, Application):
-            others = [
-                o for o, names in models.items() if o != app.name and app.args.model.id in names
-            ]
-            if others and app.args.model.id not in weighted:
-                message = f"{others[0]!r} serves {app.args.model.id!r}, too: each takes a share"
-                mend = "give each model an id of its own, and the common name as an alias"
-                yield Trip(message, mend, f"{place}.args.model.id")
+    for place, app in _behind_a_door(file):
+        name = app.args.model.id
+        others = [o for o, names in models.items() if o != app.name and name in names]
+        if others and name not in weighted:
+            message = f"{others[0]!r} serves {name!r}, too: each takes a share"
+            mend = "give each model an id of its own, and the common name as an alias"
+            yield Trip(message, mend, f"{place}.args.model.id")
 
 
 @file_rule(
@@ -139,10 +137,8 @@ def shared(file: ServeFile) -> Iterator[Trip]:
     "serve_app/deployments/front_door.py: the table has ready applications only",
 )
 def zero(file: ServeFile) -> Iterator[Trip]:
-    if not file.front_doors:
-        return
-    for place, app in _places(file):
-        if isinstance(app, Application) and app.args.scaling.min_replicas == 0:
+    for place, app in _behind_a_door(file):
+        if app.args.scaling.min_replicas == 0:
             message = f"asking the front door never wakes {app.name!r} from zero replicas"
             mend = f"set it to 1, or wake it by a request to {app.route_prefix}"
             yield Trip(message, mend, f"{place}.args.scaling.min_replicas")
@@ -155,9 +151,7 @@ def zero(file: ServeFile) -> Iterator[Trip]:
     "vLLM entrypoints/openai/models/serving.py load_lora_adapter: this process only",
 )
 def runtime_adapters(file: ServeFile) -> Iterator[Trip]:
-    for place, app in _places(file):
-        if not isinstance(app, Application):
-            continue
+    for place, app in _places(file, Application):
         most = app.args.scaling.most
         value = app.args.env.get(_RUNTIME_LORA, "")
         if value.strip().lower() in ("1", "true") and most > 1:
@@ -173,11 +167,12 @@ def runtime_adapters(file: ServeFile) -> Iterator[Trip]:
     "each replica listens on a port of its own, and enforces its own section",
 )
 def alike(file: ServeFile) -> Iterator[Trip]:
-    with_keys = [app for _, app in _places(file) if app.args.access.keys]
-    for place, app in _places(file):
+    with_keys = [app for app in file.applications if app.args.access.keys]
+    for index, app in enumerate(file.applications):
         if with_keys and not app.args.access.keys:
             message = f"{with_keys[0].name!r} asks for keys, and {app.name!r} lets everyone in"
-            yield Trip(message, "write the same section access", f"{place}.args.access")
+            where = f"applications[{index}].args.access"
+            yield Trip(message, "write the same section access", where)
 
 
 @file_rule(
@@ -188,7 +183,7 @@ def alike(file: ServeFile) -> Iterator[Trip]:
 )
 def open_to_all(file: ServeFile) -> Iterator[Trip]:
     host = file.http_options.host
-    if is_loopback(host) or any(app.args.access.keys for _, app in _places(file)):
+    if is_loopback(host) or any(app.args.access.keys for app in file.applications):
         return
     mend = "set access.keys, or http_options.host: 127.0.0.1"
     yield Trip(f"everyone who reaches {host} may use the models", mend, "http_options.host")

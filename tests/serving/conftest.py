@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
 import pytest
+
+from serve_app.access.keyring import dump, issue
 
 ROOT = Path(__file__).parents[2]
 MODEL = "neuron-serve/demo"
@@ -29,6 +32,13 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def issue_keys(file: Path, keys: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Write the key file; returns the texts that clients send, by the keys' names."""
+    issued = [issue(fields) for fields in keys]
+    file.write_text(dump(key for key, _ in issued))
+    return {key.name: text for key, text in issued}
 
 
 def environment() -> dict[str, str]:
@@ -58,14 +68,18 @@ class Stack:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_until_ready(self, seconds: float = START_S) -> None:
+    def wait_until_ready(self) -> None:
+        self.wait_until(lambda: MODEL in httpx.get(f"{self.url}/v1/models", timeout=5).text)
+
+    def wait_until(self, ready: Callable[[], bool], seconds: float = START_S) -> None:
+        """What `ready` cannot find in an answer, or no answer, means: not yet."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             try:
-                if MODEL in httpx.get(f"{self.url}/v1/models", timeout=5).text:
+                if ready():
                     return
-            except httpx.HTTPError:
+            except (httpx.HTTPError, KeyError, ValueError):
                 pass
             time.sleep(0.5)
         raise AssertionError(f"not ready in {seconds} s:\n{self.log.read_text()[-3000:]}")

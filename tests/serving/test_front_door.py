@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from serve_app.access.keyring import dump, issue
-from tests.serving.conftest import HTTP, command_line, free_port, start
+from tests.serving.conftest import HTTP, command_line, free_port, issue_keys, start
 from tests.serving.disaggregated import engine_of
 
 CONFIG = """
@@ -69,9 +69,7 @@ class Door:
         self.keys = directory / "keys.yaml"
         self.usage = directory / "usage"
         self.usage.mkdir()
-        issued = [issue(fields) for fields in KEYS]
-        self.texts = {key.name: text for key, text in issued}
-        self.keys.write_text(dump(key for key, _ in issued))
+        self.texts = issue_keys(self.keys, KEYS)
         port = free_port()
         access = f"{{keys: {self.keys}, usage: {self.usage}}}"
         config = CONFIG.format(port=port, access=access)
@@ -95,17 +93,8 @@ class Door:
         return HTTP.post(f"{self.url}{path}", json=body, headers=headers, **more)
 
     def wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.stack.process.poll() is None, self.stack.log.read_text()[-3000:]
-            try:
-                names = self.names()
-                if {"demo-blue", "demo-green", "demo-pair"} <= names:
-                    return
-            except (httpx.HTTPError, KeyError, ValueError):
-                pass
-            time.sleep(0.5)
-        raise AssertionError(self.stack.log.read_text()[-3000:])
+        wanted = {"demo-blue", "demo-green", "demo-pair"}
+        self.stack.wait_until(lambda: wanted <= self.names(), START_S)
 
     def names(self) -> set[str]:
         reply = HTTP.get(f"{self.url}/v1/models", headers=self.headers())
@@ -472,7 +461,7 @@ def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
             return 0, ""  # HAProxy, where a connection that it used before ends under a request
         return reply.status_code, reply.text
 
-    async def run() -> tuple[str, set[int], bool]:
+    async def run() -> tuple[str, set[int], bool, int]:
         async with httpx.AsyncClient(timeout=60, verify=False) as client:
             body = completion("demo-green", 5, 3, max_tokens=900, stream=True)
             async with client.stream("POST", url, json=body, headers=door.headers()) as reply:
@@ -488,13 +477,21 @@ def test_one_application_dies_and_the_others_go_on(door: Door) -> None:
                     if told := "The model demo-blue is" in text:
                         break
                     await asyncio.sleep(0.2)
-                return "\n".join([line async for line in lines]), statuses, told
+                # Its own prefix is Ray's matter, which holds the request.
+                held = await client.post(
+                    url.replace("/v1", "/blue/v1"),
+                    json=completion("demo-blue", 2, 1),
+                    headers=door.headers(),
+                    timeout=150,
+                )
+                text = "\n".join([line async for line in lines])
+                return text, statuses, told, held.status_code
 
-    text, statuses, told = asyncio.run(run())
+    text, statuses, told, held = asyncio.run(run())
     assert text.rstrip().endswith("data: [DONE]")
-    # 200: on a busy machine it was back before the front door had told its phase.
-    assert {503} <= statuses <= {0, 200, 500, 502, 503}, statuses
-    assert told or 200 in statuses
+    assert statuses <= {0, 500, 502, 503}, statuses
+    assert told, "no 503 with the phase"
+    assert held == 200
     for _ in range(10):  # the name that both serve goes to the one that lives
         assert door.post("/v1/completions", completion("demo", 2, 1)).is_success
     assert _within(120, lambda: "demo-blue" in door.names())

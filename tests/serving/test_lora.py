@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.access.keyring import dump, issue
-from tests.serving.conftest import HTTP, free_port, start
+from tests.serving.conftest import HTTP, free_port, issue_keys, start
 from tests.serving.lora_adapter import write_adapter
 
 CONFIG = """
@@ -88,10 +87,8 @@ class Adapted:
         self.directory = directory
         self.usage = directory / "usage"
         self.usage.mkdir()
-        issued = [issue(fields) for fields in KEYS]
-        self.texts = {key.name: text for key, text in issued}
         keys = directory / "keys.yaml"
-        keys.write_text(dump(key for key, _ in issued))
+        self.texts = issue_keys(keys, KEYS)
         modules = directory / "modules"
         modules.mkdir()
         (modules / "neuron_serve_test_tag.py").write_text(MIDDLEWARE)
@@ -113,16 +110,7 @@ class Adapted:
             self.stack = start(command, port, directory / "log")
 
     def wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            assert self.stack.process.poll() is None, self.stack.log.read_text()[-3000:]
-            try:
-                if "demo-base" in self.cards():
-                    return
-            except (httpx.HTTPError, KeyError, ValueError):
-                pass
-            time.sleep(0.5)
-        raise AssertionError(self.stack.log.read_text()[-3000:])
+        self.stack.wait_until(lambda: "demo-base" in self.cards(), START_S)
 
     def headers(self, name: str) -> dict[str, str]:
         return {"authorization": f"Bearer {self.texts[name]}"}

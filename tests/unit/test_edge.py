@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -204,6 +205,7 @@ defaults
     timeout connect 2s
     timeout client 60s
     timeout server 60s
+    timeout check 10s
     log global
     option httplog
     option abortonclose
@@ -414,27 +416,66 @@ def test_relayed_to_an_application_without_a_replica(edge: Edge, prefix: str) ->
     assert time.monotonic() - begin < 2
 
 
-def test_the_last_replica_dies_under_a_request(tmp_path: Path) -> None:
-    """HAProxy learns it from this very request, and must not try it in Ray's proxy, which waits."""
-    head, door, port = Server("serve's own proxy"), Server("door"), free_port()
+@pytest.mark.parametrize("by_table", [True, False], ids=["by the table", "relayed"])
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_the_last_replica_dies_under_a_request(
+    tmp_path: Path, at_once: int, by_table: bool
+) -> None:
+    """HAProxy learns it from these very requests, and then turns to Ray's proxy, which waits."""
+    head, port = Server("serve's own proxy"), free_port()
+    door = Server("door", line("llama", "/a") + line("seen", "/b"))
     head.start()
     door.start()
     backends = {
         "http-door": ("/", [door.port], head.port),
         "http-a": ("/a", [free_port()], head.port),
+        "http-b": ("/b", [door.port], head.port),
     }
-    config = with_front_door(ray_config(tmp_path, port, backends))
-    unseen = config.replace("fall 1 ", "fall 1000 ")  # no check tells it first
+    config = ray_config(tmp_path, port, backends)
     # As `neuron-serve run` has it.
-    unseen = unseen.replace("conn-failure", "conn-failure empty-response 500\n    retries 1")
-    with running(tmp_path, unseen, port):
+    config = config.replace("conn-failure", "conn-failure empty-response 500\n    retries 1")
+    # No check tells it first: another server answers those of the dead one.
+    check = f"check port {door.port} inter 60s downinter 60s "
+    config, changed = re.subn(r"(?<= http-a-0 )(\S+) check ", rf"\1 {check}", config)
+    assert changed == 1
+    with running(tmp_path, with_front_door(config), port):
         edge = Edge(port, head, head, door)
-        answers = [edge.post({}, f"/a{CHAT}", **{RELAYED: "1"}) for _ in range(10)]
+        path, headers = (CHAT, {}) if by_table else (f"/a{CHAT}", {RELAYED: "1"})
+        begin = time.monotonic()
+        while by_table and edge.served({"model": "seen"})[1] != f"/b{CHAT}":
+            assert time.monotonic() - begin < 10
+            time.sleep(0.02)
+        with ThreadPoolExecutor(at_once) as pool:
+            asked = [pool.submit(edge.post, {"model": "llama"}, path, **headers) for _ in range(40)]
+            answers = [each.result() for each in asked]
+        assert edge.served({}, f"/a{CHAT}")[0] == "serve's own proxy"  # it is seen to be dead
     head.stop()
     door.stop()
-    assert [status for status, _, _ in answers] == [503] * 10
+    assert [status for status, _, _ in answers] == [503] * 40
     assert all(error(answer)["type"] == "ServiceUnavailableError" for answer in answers)
-    assert not head.headers
+    assert len(head.headers) == 1
+
+
+def test_no_kept_connection_to_rays_proxy_serves_the_front_door(tmp_path: Path) -> None:
+    """What the backend's own rule lets through is refused by the destination alone."""
+    head, port = Server("serve's own proxy"), free_port()
+    head.start()
+    config = ray_config(tmp_path, port, {"http-c": ("/c", [], head.port)})
+    config = with_front_door(config).replace("conn-failure", "conn-failure\n    retries 0")
+    config, rules = re.subn(r"    http-request return .* if by_front_door\n", "", config)
+    assert rules == 1
+    with running(tmp_path, config, port):
+        edge = Edge(port, head, head, head)
+        statuses = [edge.post({}, f"/c{CHAT}", **more)[0] for more in [{}, {RELAYED: "1"}] * 3]
+        with edge.connection() as connection:
+            for more in [{}, {RELAYED: "1"}] * 3:
+                connection.request("POST", f"/c{CHAT}", b"{}", more)
+                answer = connection.getresponse()
+                answer.read()
+                statuses.append(answer.status)
+    head.stop()
+    assert statuses == [200, 503] * 6
+    assert len(head.headers) == 6
 
 
 def test_a_models_own_prefix_waits_in_rays_proxy(edge: Edge) -> None:
@@ -653,6 +694,10 @@ def test_rays_file_is_one_that_we_know(rendered: Callable[..., str], tmp_path: P
     assert "acl replica_up srv_is_up(http-a/a-1)\n" in changed
     assert "srv_is_up(http-a/head)" not in changed  # Ray's own proxy is no replica
     assert "if by_front_door\n" in changed  # http-none
+    # Ray's own proxy, where there is one, is reached by a destination that our rules set.
+    assert changed.count("    server head 0.0.0.0 check addr 127.0.0.1 port 4 backup\n") == 2
+    assert changed.count("    http-request set-dst-port int(4) if !by_front_door\n") == 2
+    assert "127.0.0.1:4 " not in changed
 
 
 def test_rays_file_with_its_metrics(rendered: Callable[..., str], tmp_path: Path) -> None:
