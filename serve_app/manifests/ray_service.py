@@ -36,6 +36,8 @@ def ray_service(
     }
     config: Object = {
         "rayVersion": RAY,
+        # Whoever reaches the dashboard or GCS can run code: KubeRay makes a token, in a Secret.
+        "authOptions": {"mode": "token"},
         "headGroupSpec": _head(document, name, pools),
         "workerGroupSpecs": [_worker(document, name, pool) for pool in pools],
     }
