@@ -27,6 +27,8 @@ class Prompt:
 
     tokens: int
     sequences: list[Sequence] = field(default_factory=list)
+    running: int = 0
+    """Those that the engine still counts; what it computes of an aborted one counts no more."""
 
 
 @dataclass
@@ -44,6 +46,11 @@ class Account:
     adapter: str | None = None
     """The LoRA adapter that served it."""
     prompts: list[Prompt] = field(default_factory=list)
+
+    @property
+    def running(self) -> bool:
+        """Whether the engine has not let go of all of it."""
+        return any(prompt.running for prompt in self.prompts)
 
     def prompt_tokens(self) -> int:
         """As in vLLM's `usage`: each prompt once; none that was left before it was computed."""

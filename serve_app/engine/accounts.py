@@ -18,13 +18,25 @@ _PROMPT: ContextVar[Prompt | None] = ContextVar("prompt", default=None)
 
 
 class _Sequences(dict[str, Any]):
-    """vLLM's table of running sequences; tells the prompt of each new one."""
+    """vLLM's table of running sequences; tells the prompt of each that comes and goes."""
+
+    def __init__(self, running: dict[str, Any]) -> None:
+        super().__init__(running)
+        self._prompts: dict[str, Prompt] = {}
 
     def __setitem__(self, request_id: str, state: Any) -> None:
         prompt = _PROMPT.get()
         if prompt is not None:
             prompt.sequences.append(state)
+            prompt.running += 1
+            self._prompts[request_id] = prompt
         super().__setitem__(request_id, state)
+
+    def pop(self, request_id: str, *default: Any) -> Any:
+        prompt = self._prompts.pop(request_id, None)
+        if prompt is not None:
+            prompt.running -= 1
+        return super().pop(request_id, *default)
 
 
 def keep_accounts(engine: Any) -> None:

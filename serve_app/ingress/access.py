@@ -54,7 +54,7 @@ _FOR_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 _ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 _NOBODY = Key.model_construct(id="", name="", sha256="")
 """Whoever asks where there are no keys."""
-_PATIENCE_S = 1.0
+_PATIENCE_S = 30.0
 """How long the engine may take to notice that a request was left."""
 
 
@@ -212,16 +212,10 @@ class AccessMiddleware:
         seconds: float,
     ) -> None:
         """Once the engine has let go of the request, count what it took."""
+        deadline = time.monotonic() + _PATIENCE_S
+        while account.running and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
         used = (account.prompt_tokens(), account.completion_tokens())
-        if aborted:
-            # The engine may be in the middle of a step; it is done when nothing is added any more.
-            deadline = time.monotonic() + _PATIENCE_S
-            while time.monotonic() < deadline:
-                await asyncio.sleep(0.05)
-                now = (account.prompt_tokens(), account.completion_tokens())
-                if now == used:
-                    break
-                used = now
         access = self._access
         if access.ledger is not None and not quota.unlimited:
             await _counted(access.ledger.settle(key.name, quota, request, sum(used)))

@@ -63,6 +63,11 @@ class Engine:
             states.append(state)
         return states
 
+    def let_go(self) -> None:
+        """All sequences are finished or aborted."""
+        for name in [*self.output_processor.request_states]:
+            self.output_processor.request_states.pop(name)
+
 
 def generate(states: Iterable[Any], tokens: int) -> None:
     for state in states:
@@ -85,11 +90,20 @@ class App:
     """Sent before the engine is asked."""
     hangs: bool = False
     fails: bool = False
+    late: bool = False
+    """The engine goes on when the route has ended."""
     called: int = 0
     body: bytes | None = None
     account: Account | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            if not self.late:
+                self.engine.let_go()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.called += 1
         self.account = ACCOUNT.get()
         if scope["type"] == "websocket":
@@ -451,6 +465,19 @@ async def test_what_was_cut_off_is_counted(tmp_path: Path, how: str) -> None:
     assert await case.left(**quota) == (None, 92)
     case.app.hangs = case.app.fails = False
     assert (await case.ask()).status == 200  # the slot came back
+
+
+async def test_a_step_that_comes_late_is_counted(tmp_path: Path) -> None:
+    """On a busy machine the engine lets go of a request long after its client."""
+    case = Case(tmp_path)
+    case.app.hangs = case.app.late = True
+    asking = asyncio.create_task(case.ask())
+    await asyncio.sleep(0.2)
+    generate([*case.engine.output_processor.request_states.values()], 1)
+    case.engine.let_go()
+    await asking
+    (use,) = case.used()
+    assert (use["prompt_tokens"], use["completion_tokens"]) == (5, 4)
 
 
 def _then(receive: Receive, never: Any) -> Receive:
