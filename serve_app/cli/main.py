@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.artifact import artifact
+from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
 from serve_app.cli.render import render
 from serve_app.config import ConfigError, Document, Finding, Severity, load
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
 app.command()(render)
+app.command()(diff)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[
