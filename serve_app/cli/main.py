@@ -16,6 +16,7 @@ import typer
 
 from serve_app.cli.artifact import artifact
 from serve_app.cli.keys import keys
+from serve_app.cli.manifests import lint_manifests
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
+app.command()(lint_manifests)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[
