@@ -20,7 +20,8 @@ kubectl kustomize kuberay/overlays/llama3-8b-inf2 | neuron-serve lint-manifests 
 ```
 
 Lint what is applied together, and what kustomize has built: a name or a patch that only comes with
-the overlay is missing before. It needs `pip install 'neuron-serve[k8s]'`, no cluster and no network.
+the overlay is missing before. It needs `pip install 'neuron-serve[k8s]'`, no
+cluster and no network.
 
 | Rule | What it asks | Source |
 |---|---|---|
@@ -53,7 +54,7 @@ def lint_manifests(
     if not paths:
         raise typer.BadParameter("name files or directories, or - for standard input")
     try:
-        objects = read(paths, sys.stdin)
+        objects = read(paths, sys.stdin.buffer)
         faults = lint(objects)
     except (BadInput, MissingExtra) as error:
         typer.echo(f"neuron-serve: {error}", err=True)

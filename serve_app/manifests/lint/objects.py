@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -17,7 +17,7 @@ class BadInput(ValueError):
     """What was given holds no Kubernetes objects. One line, fit to be shown as it is."""
 
 
-def read(paths: Sequence[str], stdin: TextIO) -> list[Object]:
+def read(paths: Sequence[str], stdin: BinaryIO) -> list[Object]:
     """The objects in YAML files, directories of them (at any depth), or `-` = `stdin`.
 
     What has no apiVersion or kind (helm values) and kustomize's own files are passed over.
@@ -34,10 +34,10 @@ def read(paths: Sequence[str], stdin: TextIO) -> list[Object]:
     return found
 
 
-def _texts(path: str, stdin: TextIO) -> Iterator[tuple[str, str]]:
+def _texts(path: str, stdin: BinaryIO) -> Iterator[tuple[str, str]]:
     try:
         if path == "-":
-            yield "stdin", stdin.read()
+            yield "stdin", stdin.read().decode("utf-8")
             return
         place = Path(path)
         files = [place]

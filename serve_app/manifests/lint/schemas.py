@@ -47,9 +47,7 @@ def extra(module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != module.partition(".")[0]:
-            raise
-        raise MissingExtra(module.partition(".")[0]) from None
+        raise MissingExtra((error.name or module).partition(".")[0]) from None
 
 
 @cache
@@ -148,6 +146,9 @@ def _strict(schema: Any) -> Any:
         strict["type"] = ["integer", "string"]
     if strict.get("nullable") and "type" in strict:
         strict["type"] = [strict["type"], "null"]
+    if "required" in strict:  # what has a default is filled in before it is missed
+        known = schema.get("properties", {})
+        strict["required"] = [n for n in strict["required"] if "default" not in known.get(n, {})]
     if "properties" in strict and not strict.get("x-kubernetes-preserve-unknown-fields"):
         strict.setdefault("additionalProperties", False)
     return strict

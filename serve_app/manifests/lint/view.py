@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -14,9 +14,9 @@ from serve_app.manifests.lint.objects import (
     each,
     mapping,
     name_of,
-    namespace_of,
 )
 from serve_app.manifests.lint.quantity import amount
+from serve_app.manifests.lint.schemas import Misfit
 from serve_app.neuron.instances import Instance, instances
 
 NEURON, NEURONCORE = "aws.amazon.com/neuron", "aws.amazon.com/neuroncore"
@@ -172,17 +172,16 @@ class Manifests:
     """A set of objects that are applied together."""
 
     objects: Sequence[Object]
+    misfits: dict[int, list[Misfit]] = field(default_factory=dict, repr=False)
+    """Where custom resources break their definitions, by id(): looked up once."""
 
     def of(self, *kinds: str) -> Iterator[Object]:
         """The objects of these kinds."""
         return (thing for thing in self.objects if thing.get("kind") in kinds)
 
-    def has(self, kind: str, name: str, namespace: str | None = None) -> bool:
-        """Whether there is such an object; of any namespace if that is None."""
-        return any(
-            name_of(thing) == name and namespace in (None, namespace_of(thing))
-            for thing in self.of(kind)
-        )
+    def has(self, kind: str, name: str) -> bool:
+        """Whether there is such an object. That namespaces are alike is a rule of its own."""
+        return any(name_of(thing) == name for thing in self.of(kind))
 
     @cached_property
     def rays(self) -> tuple[Ray, ...]:
@@ -206,16 +205,18 @@ def _pod(owner: Object) -> Pod:
 def _ray(owner: Object) -> Ray:
     path = ".".join(RAY[owner["kind"]])
     cluster = mapping(owner, *RAY[owner["kind"]])
-    head = mapping(cluster, "headGroupSpec")
+    head, scaled = mapping(cluster, "headGroupSpec"), cluster.get("enableInTreeAutoscaling") is True
     workers = tuple(
-        _ray_pod(owner, f"{path}.workerGroupSpecs[{index}]", group, False)
+        _ray_pod(owner, f"{path}.workerGroupSpecs[{index}]", group, False, scaled)
         for index, group in enumerate(each(cluster, "workerGroupSpecs"))
         if isinstance(group, dict)
     )
-    return Ray(owner, path, cluster, _ray_pod(owner, f"{path}.headGroupSpec", head, True), workers)
+    return Ray(
+        owner, path, cluster, _ray_pod(owner, f"{path}.headGroupSpec", head, True, scaled), workers
+    )
 
 
-def _ray_pod(owner: Object, path: str, group: Object, is_head: bool) -> Pod:
+def _ray_pod(owner: Object, path: str, group: Object, is_head: bool, scaled: bool) -> Pod:
     template = mapping(group, "template")
     # ray-operator/controllers/ray/common/pod.go: labelPod, and ray.io/serve of a RayService.
     labels = {
@@ -231,7 +232,13 @@ def _ray_pod(owner: Object, path: str, group: Object, is_head: bool) -> Pod:
         labels["ray.io/cluster"] = name_of(owner)
     if owner["kind"] == "RayService":
         labels["ray.io/serve"] = "true"
-    most, hosts = group.get("maxReplicas", group.get("replicas")), group.get("numOfHosts")
-    count = most if isinstance(most, int) and not is_head else 1
-    count *= hosts if isinstance(hosts, int) and not is_head else 1
+    count = 1 if is_head else _most(group, scaled)
     return Pod(owner, f"{path}.template", template, labels, count, group, is_head)
+
+
+def _most(group: Object, scaled: bool) -> int:
+    """Pods of a worker group: a fixed number unless Ray's autoscaler runs."""
+    given = [group.get(key) for key in ("maxReplicas" if scaled else "replicas", "minReplicas")]
+    replicas = next((n for n in given if isinstance(n, int)), 0)
+    hosts = group.get("numOfHosts")
+    return min(replicas, 1000) * (hosts if isinstance(hosts, int) else 1)

@@ -111,7 +111,12 @@ def _incremental(options: dict[str, Any], autoscaling: Any) -> Iterator[tuple[st
         yield f"stepSizePercent is {step}, of a surge of {surge}", "set 0 to maxSurgePercent"
 
 
-@rule("ray-containers", "Head and workers have a container that runs Ray", f"{VALIDATION} (spec)")
+@rule(
+    "ray-containers",
+    "Head and workers have a container that runs Ray",
+    f"{VALIDATION} ValidateRayClusterSpec",
+    shape=True,
+)
 def containers(manifests: Manifests) -> Iterator[Trip]:
     for ray in manifests.rays:
         for pod in ray.pods:
@@ -182,9 +187,7 @@ def replicas(manifests: Manifests) -> Iterator[Trip]:
 def _replica_faults(group: dict[str, Any], autoscaling: bool) -> Iterator[tuple[str, str, str]]:
     least, most, wanted = (group.get(key) for key in ("minReplicas", "maxReplicas", "replicas"))
     for field, value in (("minReplicas", least), ("maxReplicas", most)):
-        if value is None and not autoscaling:
-            yield field, "without the autoscaler KubeRay wants it", "set it"
-        elif value is not None and value < 0:
+        if value is not None and value < 0:
             yield field, f"{value} is negative", "set 0 or more"
     if least is not None and most is not None and least > most:
         yield "minReplicas", f"{least} is more than maxReplicas {most}", "lower it"

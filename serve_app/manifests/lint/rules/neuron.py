@@ -34,6 +34,10 @@ _DAEMONS = (Decimal("0.5"), GIB)
 the device plugin, neuron-monitor (256m, 128 MiB)."""
 
 
+TAINT = {"key": NEURON, "effect": "NoSchedule", "value": "true"}
+"""What keeps other pods off Neuron nodes."""
+
+
 def neuron_pods(manifests: Manifests) -> Iterator[Pod]:
     return (pod for pod in manifests.pods if pod.on_neuron)
 
@@ -133,9 +137,8 @@ def cores(manifests: Manifests) -> Iterator[Trip]:
 
 @rule("neuron-toleration", "A Neuron pod tolerates the taint of Neuron nodes", f"{NEURON} on EKS")
 def toleration(manifests: Manifests) -> Iterator[Trip]:
-    taint = {"key": NEURON, "effect": "NoSchedule", "value": "true"}
     for pod in neuron_pods(manifests):
-        if not tolerates(pod, taint):
+        if not tolerates(pod, TAINT):
             message = f"it does not tolerate {NEURON}:NoSchedule"
             yield Trip(pod.owner, pod.at("tolerations"), message, "add {operator: Exists}")
 

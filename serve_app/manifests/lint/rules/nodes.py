@@ -8,7 +8,7 @@ from decimal import Decimal
 from serve_app.manifests.lint.objects import Object, at, each, mapping, name_of
 from serve_app.manifests.lint.quantity import amount, gib
 from serve_app.manifests.lint.rule import Trip, rule
-from serve_app.manifests.lint.rules.neuron import neuron_pods, tolerates
+from serve_app.manifests.lint.rules.neuron import TAINT, neuron_pods, tolerates
 from serve_app.manifests.lint.view import INSTANCE_TYPE, NEURON, Manifests, Pod
 from serve_app.neuron.instances import instances
 
@@ -24,6 +24,8 @@ _DISRUPTION = "karpenter.sh docs: concepts/disruption; pkg/apis/crds/karpenter.s
 def pool_of_pod(manifests: Manifests) -> Iterator[Trip]:
     pools = list(manifests.of("NodePool"))
     for pod in neuron_pods(manifests) if pools else ():
+        if pod.instance is None or not tolerates(pod, TAINT):
+            continue  # neuron-instance and neuron-toleration say so
         reasons = [f"{name_of(pool)}: {reason}" for pool in pools if (reason := _unfit(pool, pod))]
         if len(reasons) == len(pools):
             message = f"no NodePool makes its node ({'; '.join(reasons)})"

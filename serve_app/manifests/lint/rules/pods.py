@@ -69,7 +69,7 @@ def shared_memory(manifests: Manifests) -> Iterator[Trip]:
             left_to_ray = pod.group is not None and "plasma-directory" not in mapping(
                 pod.group, "rayStartParams"
             )
-            if pod.on_neuron and not left_to_ray:
+            if pod.on_neuron and not left_to_ray and "/dev/shm" not in mounts:
                 message = "/dev/shm has the 64 MiB of the container runtime"
                 mend = "mount an emptyDir {medium: Memory} there"
                 yield Trip(pod.owner, pod.at("containers[0].volumeMounts"), message, mend)
@@ -89,20 +89,20 @@ def _volume(pod: Pod, name: str | None) -> dict[str, object] | None:
     return next((v for v in each(pod.spec, "volumes") if at(v, "name") == name), None)
 
 
-@rule("pod-volume", "Every mount has its volume, and every path one mount", "core/v1 validation.go")
+@rule(
+    "pod-volume",
+    "Every mount has its volume",
+    "kubernetes pkg/apis/core/validation/validation.go ValidateVolumeMounts",
+)
 def volumes(manifests: Manifests) -> Iterator[Trip]:
     for pod in manifests.pods:
         known = {at(volume, "name") for volume in each(pod.spec, "volumes")}
         for place, container in pod.all_containers:
-            paths = set()
             for index, mount in enumerate(each(container, "volumeMounts")):
                 path = pod.at(f"{place}.volumeMounts[{index}]")
                 if at(mount, "name") not in known:
                     message = f"there is no volume {at(mount, 'name')!r}"
                     yield Trip(pod.owner, path, message, "add it to `volumes`")
-                if at(mount, "mountPath") in paths:
-                    yield Trip(pod.owner, path, "something is mounted there already", "remove one")
-                paths.add(at(mount, "mountPath"))
 
 
 @rule("pod-hugepages", "Huge pages come with cpu or memory, and their volume with a limit", _HUGE)

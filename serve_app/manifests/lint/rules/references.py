@@ -33,7 +33,7 @@ _CLUSTERED = ("Namespace", "ClusterRole", "ClusterRoleBinding", "StorageClass", 
 def account(manifests: Manifests) -> Iterator[Trip]:
     for pod in manifests.pods:
         given = pod.spec.get("serviceAccountName")
-        there = manifests.has("ServiceAccount", str(given), namespace_of(pod.owner))
+        there = manifests.has("ServiceAccount", str(given))
         if given not in (None, "", "default") and not there:
             path = pod.at("serviceAccountName")
             yield Trip(pod.owner, path, f"there is no ServiceAccount {given!r}", "add it")
@@ -44,7 +44,7 @@ def claim(manifests: Manifests) -> Iterator[Trip]:
     for pod in manifests.pods:
         for index, volume in enumerate(each(pod.spec, "volumes")):
             given = at(volume, "persistentVolumeClaim", "claimName")
-            there = manifests.has("PersistentVolumeClaim", str(given), namespace_of(pod.owner))
+            there = manifests.has("PersistentVolumeClaim", str(given))
             if given is not None and not there:
                 message = f"there is no PersistentVolumeClaim {given!r}"
                 yield Trip(pod.owner, pod.at(f"volumes[{index}]"), message, "add it")
@@ -61,7 +61,6 @@ def shared_claim(manifests: Manifests) -> Iterator[Trip]:
         users = sum(
             pod.count
             for pod in manifests.pods
-            if namespace_of(pod.owner) == namespace_of(thing)
             for volume in each(pod.spec, "volumes")
             if at(volume, "persistentVolumeClaim", "claimName") == name_of(thing)
         )
@@ -73,16 +72,14 @@ def shared_claim(manifests: Manifests) -> Iterator[Trip]:
 @rule("ref-config-map", "A pod's ConfigMaps are there", _STARTS)
 def config_map(manifests: Manifests) -> Iterator[Trip]:
     for pod, path, name in _named_in(manifests, "configMap", "configMapKeyRef", "configMapRef"):
-        if not manifests.has("ConfigMap", name, namespace_of(pod.owner)):
+        if not manifests.has("ConfigMap", name):
             yield Trip(pod.owner, path, f"there is no ConfigMap {name!r}", "add it")
 
 
 @rule("ref-secret", f"A pod's Secrets are there, or named in the annotation {SECRETS}", _STARTS)
 def secret(manifests: Manifests) -> Iterator[Trip]:
     for pod, path, name in _named_in(manifests, "secret", "secretKeyRef", "secretRef"):
-        if name not in _promised(pod.owner) and not manifests.has(
-            "Secret", name, namespace_of(pod.owner)
-        ):
+        if name not in _promised(pod.owner) and not manifests.has("Secret", name):
             message = f"there is no Secret {name!r}, and {SECRETS} does not name it"
             yield Trip(pod.owner, path, message, "name it there, so that its reader makes it")
 
@@ -152,19 +149,15 @@ def selectors(manifests: Manifests) -> Iterator[Trip]:
         path = paths[thing["kind"]]
         if thing["kind"] == "Service" and not mapping(thing, *path):
             continue
-        if not selected(manifests, thing, at(thing, *path)):
+        if not selected(manifests, at(thing, *path)):
             yield Trip(thing, ".".join(path), "no pod has these labels", "correct the labels")
 
 
-def selected(manifests: Manifests, thing: Object, selector: Any) -> list[Pod]:
-    """Pods in the object's namespace that a selector (or a Service's labels) selects."""
+def selected(manifests: Manifests, selector: Any) -> list[Pod]:
+    """Pods of the set that a selector (or a Service's labels) selects."""
     plain = isinstance(selector, dict) and not {"matchLabels", "matchExpressions"} & set(selector)
     wanted = selector if not plain else {"matchLabels": selector}
-    return [
-        pod
-        for pod in manifests.pods
-        if namespace_of(pod.owner) == namespace_of(thing) and matches(wanted, pod.labels)
-    ]
+    return [pod for pod in manifests.pods if matches(wanted, pod.labels)]
 
 
 def matches(selector: Any, labels: Mapping[str, Any]) -> bool:
@@ -192,7 +185,7 @@ def matches(selector: Any, labels: Mapping[str, Any]) -> bool:
 )
 def ports(manifests: Manifests) -> Iterator[Trip]:
     for thing in manifests.of("Service", "PodMonitor"):
-        pods = selected(manifests, thing, at(thing, "spec", "selector"))
+        pods = selected(manifests, at(thing, "spec", "selector"))
         field, key = ("ports", "targetPort")
         if thing["kind"] == "PodMonitor":
             field, key = ("podMetricsEndpoints", "port")
@@ -218,10 +211,10 @@ def backends(manifests: Manifests) -> Iterator[Trip]:
     for ingress in manifests.of("Ingress"):
         for path, service in _ingress_backends(ingress):
             name, port = str(at(service, "name")), mapping(service, "port")
-            known = services.get((namespace_of(ingress), name))
+            known = services.get(name)
             if known is None:
                 yield Trip(ingress, path, f"there is no Service {name!r}", "correct it")
-            elif not {port.get("number"), port.get("name")} & known:
+            elif known and not {port.get("number"), port.get("name")} & known:
                 message = f"{name} has no port {port.get('number') or port.get('name')}"
                 yield Trip(ingress, path, message, "correct it")
     for pod in manifests.pods:
@@ -232,21 +225,21 @@ def backends(manifests: Manifests) -> Iterator[Trip]:
                     yield Trip(pod.owner, path, fault, "correct the URL")
 
 
-def _services(manifests: Manifests) -> dict[tuple[str, str], set[Any]]:
-    """Names and numbers of the ports of each Service, KubeRay's among them."""
-    found: dict[tuple[str, str], set[Any]] = {}
+def _services(manifests: Manifests) -> dict[str, set[Any]]:
+    """Names and numbers of the ports of each Service, KubeRay's among them; empty: not known."""
+    found: dict[str, set[Any]] = {}
     for service in manifests.of("Service"):
         ports = each(service, "spec", "ports")
         known = {value for port in ports for value in (at(port, "port"), at(port, "name")) if value}
-        found[namespace_of(service), name_of(service)] = known
+        found[name_of(service)] = known
     for ray in manifests.rays:
         ports = each(ray.head.main, "ports")
         known = {v for p in ports for v in (at(p, "containerPort"), at(p, "name")) if v}
-        name, namespace = name_of(ray.object), namespace_of(ray.object)
-        found[namespace, f"{name}-head-svc"] = known
+        name = name_of(ray.object)
+        found[f"{name}-head-svc"] = known
         if ray.object["kind"] == "RayService":
             serving = [p for p in ports if str(at(p, "name")).partition("-")[0] == "serve"]
-            found[namespace, f"{name}-serve-svc"] = {
+            found[f"{name}-serve-svc"] = {
                 value for p in serving for value in (at(p, "containerPort"), at(p, "name"))
             }
     return found
@@ -263,26 +256,20 @@ def _ingress_backends(ingress: Object) -> Iterator[tuple[str, Object]]:
                 yield f"spec.rules[{i}].http.paths[{j}].backend.service", service
 
 
-def _url_fault(
-    entry: Any, namespace: str, services: Mapping[tuple[str, str], set[Any]]
-) -> str | None:
-    """What is wrong with a variable *_URL or *_URLS that points into the cluster."""
+def _url_fault(entry: Any, namespace: str, services: Mapping[str, set[Any]]) -> str | None:
+    """What is wrong with a variable *_URL or *_URLS that points into the namespace."""
     name, value = str(at(entry, "name")), str(at(entry, "value") or "")
     if not name.endswith(("_URL", "_URLS")):
         return None
     for url in value.split(";"):
-        found = re.match(r"https?://([a-z0-9-]+)(\.[a-z0-9.-]+)?(?::(\d+))?(/.*)?$", url)
-        if found is None:
+        own = rf"(?:\.{re.escape(namespace)}(?:\.svc(?:\.cluster\.local)?)?)?"
+        found = re.fullmatch(rf"https?://([a-z0-9-]+){own}(?::(\d+))?(/.*)?", url)
+        if found is None or found[1] == "localhost":
             continue
-        host, domain, port, path = found.groups()
-        if domain and not re.fullmatch(r"\.[a-z0-9-]+(\.svc(\.cluster\.local)?)?", domain):
-            continue
-        where = (domain.split(".")[1] if domain else namespace, host)
-        if host in ("localhost",) or (domain and where[0] != namespace):
-            continue
-        if where not in services:
+        host, port, path = found.groups()
+        if host not in services:
             return f"there is no Service {host!r}"
-        if int(port or 80) not in services[where]:
+        if services[host] and int(port or 80) not in services[host]:
             return f"{host} has no port {port or 80}"
         if name.startswith("OPENAI_API_BASE") and (path or "").rstrip("/") != "/v1":
             return f"{url} is not where the API is: it ends in /v1"

@@ -86,7 +86,7 @@ def twice(manifests: Manifests) -> Iterator[Trip]:
 )
 def custom(manifests: Manifests) -> Iterator[Trip]:
     for thing in _customs(manifests):
-        yield from (_trip(thing, misfit) for misfit in custom_misfits(thing))
+        yield from (_trip(thing, misfit) for misfit in _misfits(manifests, thing))
 
 
 @rule(
@@ -97,7 +97,7 @@ def custom(manifests: Manifests) -> Iterator[Trip]:
 )
 def cel(manifests: Manifests) -> Iterator[Trip]:
     for thing in _customs(manifests):
-        if not custom_misfits(thing):
+        if not _misfits(manifests, thing):
             yield from (_trip(thing, misfit) for misfit in broken_rules(thing))
 
 
@@ -126,7 +126,7 @@ def pod_templates(manifests: Manifests) -> Iterator[Trip]:
     told = {
         (id(thing), dotted(misfit.path))
         for thing in _customs(manifests)
-        for misfit in custom_misfits(thing)
+        for misfit in _misfits(manifests, thing)
     }
     for pod in manifests.pods:
         if pod.group is None:
@@ -171,6 +171,13 @@ def _customs(manifests: Manifests) -> Iterator[Object]:
         custom = custom_resources().get(str(thing["kind"]))
         if custom is not None and custom["apiVersion"] == thing["apiVersion"]:
             yield thing
+
+
+def _misfits(manifests: Manifests, thing: Object) -> list[Misfit]:
+    """Where a custom resource breaks its definition."""
+    if id(thing) not in manifests.misfits:
+        manifests.misfits[id(thing)] = custom_misfits(thing)
+    return manifests.misfits[id(thing)]
 
 
 def _is_core(thing: Object) -> bool:

@@ -108,7 +108,7 @@ def _albs(manifests: Manifests) -> Iterator[Object]:
 def budget(manifests: Manifests) -> Iterator[Trip]:
     for thing in manifests.of("PodDisruptionBudget"):
         least, most = at(thing, "spec", "minAvailable"), at(thing, "spec", "maxUnavailable")
-        there = sum(pod.count for pod in selected(manifests, thing, at(thing, "spec", "selector")))
+        there = sum(pod.count for pod in selected(manifests, at(thing, "spec", "selector")))
         if (least is None) == (most is None):
             message = "it wants one of minAvailable and maxUnavailable"
             yield Trip(thing, "spec", message, "set maxUnavailable: 1")
@@ -169,7 +169,7 @@ def _policies(manifests: Manifests, side: str) -> Iterator[tuple[Object, list[Po
     for policy in manifests.of("NetworkPolicy"):
         given = each(policy, "spec", "policyTypes")
         types = given or ["Ingress", *(["Egress"] if at(policy, "spec", "egress") else [])]
-        pods = selected(manifests, policy, at(policy, "spec", "podSelector"))
+        pods = selected(manifests, at(policy, "spec", "podSelector"))
         ray = [pod for pod in pods if pod.group is not None]
         if side in types and ray:
             yield policy, ray
