@@ -30,7 +30,7 @@ app = typer.Typer(
 
 app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
-app.command()(lint_manifests)
+app.command("lint-manifests")(lint_manifests)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[

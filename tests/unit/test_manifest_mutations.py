@@ -67,3 +67,13 @@ def test_objects_that_are_hardly_objects() -> None:
             lint([{"apiVersion": version, "kind": kind}])
             lint([{"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": []}])
     assert lint([]) == []
+
+
+def test_what_schemas_let_through_does_not_raise() -> None:
+    for where, change in (
+        (("PodDisruptionBudget", "llama3-8b-inf2", "spec", "maxUnavailable"), "one"),
+        (("Job", "llama3-8b-inf2-compile", "spec", "template", "spec", "containers"), [None]),
+        (("Deployment", "open-webui", "spec", "replicas"), None),
+        (("Service", "open-webui", "spec", "ports"), [None]),
+    ):
+        lint(broken(GOOD, Defect("", "", where, change)))

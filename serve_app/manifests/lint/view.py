@@ -64,12 +64,12 @@ class Pod:
     @property
     def containers(self) -> list[tuple[str, Object]]:
         """Containers that run side by side, each with its path in the spec."""
-        return [(f"containers[{i}]", c) for i, c in enumerate(each(self.spec, "containers"))]
+        return _objects("containers", each(self.spec, "containers"))
 
     @property
     def all_containers(self) -> list[tuple[str, Object]]:
         first = each(self.spec, "initContainers")
-        return [*self.containers, *((f"initContainers[{i}]", c) for i, c in enumerate(first))]
+        return [*self.containers, *_objects("initContainers", first)]
 
     @property
     def main(self) -> Object:
@@ -242,3 +242,8 @@ def _most(group: Object, scaled: bool) -> int:
     replicas = next((n for n in given if isinstance(n, int)), 0)
     hosts = group.get("numOfHosts")
     return min(replicas, 1000) * (hosts if isinstance(hosts, int) else 1)
+
+
+def _objects(name: str, entries: list[Any]) -> list[tuple[str, Object]]:
+    """Entries with their paths; Kubernetes' own schemas let null stand for an object."""
+    return [(f"{name}[{i}]", entry) for i, entry in enumerate(entries) if isinstance(entry, dict)]

@@ -122,8 +122,10 @@ def budget(manifests: Manifests) -> Iterator[Trip]:
 
 def _share(value: Any, of: int) -> int:
     """A number, or a percentage of `of`, rounded up as the disruption controller does."""
-    text = str(value)
-    return -(-int(text[:-1] or 0) * of // 100) if re.fullmatch(r"\d+%", text) else int(value)
+    found = re.fullmatch(r"(\d+)(%?)", str(value))
+    if found is None:
+        return 0
+    return -(-int(found[1]) * of // 100) if found[2] else int(found[1])
 
 
 @rule(
