@@ -17,6 +17,7 @@ import typer
 from serve_app.cli.artifact import artifact
 from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
+from serve_app.cli.manifests import lint_manifests
 from serve_app.cli.render import render
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
@@ -33,6 +34,7 @@ app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
+app.command("lint-manifests")(lint_manifests)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[

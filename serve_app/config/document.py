@@ -60,6 +60,15 @@ def load(file: str | Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError([_error("file", f"cannot read it: {reason}")], name) from None
+    return parse(text, name)
+
+
+def parse(text: str, name: str) -> Document:
+    """Check the text of a config file; `name` is what findings call it.
+
+    Raises:
+        ConfigError: it is no YAML, or breaks the schema; holds every fault.
+    """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
