@@ -10,6 +10,8 @@ from serve_app.manifests.ray_service import on_chips, serve_config, worker_pod
 from serve_app.manifests.tree import Object, dump
 
 _FILE = "/etc/neuron-serve/config/serve.yaml"
+_HOURS_S = 4 * 3600
+"""What a compile may always take; a large model with many buckets has taken more than one hour."""
 
 
 def compile_jobs(document: Document, name: str, pools: list[Pool], budget: Budget) -> list[Object]:
@@ -51,7 +53,7 @@ def _job(document: Document, name: str, pool: Pool, budget: Budget, suffix: str)
             # A compiler that runs out of memory once may not a second time; a flag it refuses,
             # it always refuses.
             "backoffLimit": 1,
-            "activeDeadlineSeconds": 2 * (budget.total + len(pool.engines) * 3600),
+            "activeDeadlineSeconds": max(_HOURS_S, 2 * (budget.total + len(pool.engines) * 3600)),
             "ttlSecondsAfterFinished": 24 * 3600,
             "template": {
                 "metadata": {
