@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from serve_app.cli.main import app
 from serve_app.config import ConfigError, load
+from serve_app.manifests import components
+from serve_app.manifests.lint import lint
 from serve_app.manifests.pools import usable
 from serve_app.manifests.ray_service import RAY
 from serve_app.manifests.render import Rendering, render
 from serve_app.neuron.instances import instances
+from tests.unit.manifest_defects import DEFECTS, broken
 
 ROOT = Path(__file__).parents[2]
 TREE = ROOT / "kuberay"
@@ -89,6 +92,51 @@ def test_kustomize_builds_what_render_prints(
         return sorted(things, key=lambda thing: (thing["kind"], thing["metadata"]["name"]))
 
     assert ordered(built) == ordered(renderings[config.stem].objects())
+
+
+def nodes(family: str) -> list[dict[str, Any]]:
+    """The node pool and node class of a family, as Karpenter gets them."""
+    files = (file for file in components.files() if f"/karpenter-{family}/" in file.path)
+    return [thing for file in files for thing in file.objects if "metadata" in thing]
+
+
+def everything(made: Rendering) -> list[list[dict[str, Any]]]:
+    """What may be in the cluster together: the service, and before it the compile Job."""
+    families = {pool.instance.family[:4] for pool in made.pools if pool.instance}
+    around = [thing for family in sorted(families) for thing in nodes(family)]
+    base = [thing for file in made.base for thing in file.objects if "metadata" in thing]
+    jobs = [thing for file in made.compile for thing in file.objects if "metadata" in thing]
+    return [[*made.objects(), *around], *([[*base, *jobs, *around]] if jobs else [])]
+
+
+@by_name
+def test_a_cluster_would_take_it(config: Path, renderings: dict[str, Rendering]) -> None:
+    for together in everything(renderings[config.stem]):
+        assert list(map(str, lint(together))) == []
+
+
+def test_defects_in_what_render_writes_are_found(tmp_path: Path) -> None:
+    """Those of the linter's own test that fit this set, each by its rule."""
+
+    def full(data: Any) -> None:
+        data["applications"][0]["args"]["artifacts"]["frozen"] = True
+        data["cluster"] = {"ingress": {"host": "chat.example"}, "monitoring": True, "quota": 2}
+
+    made = render(load(changed(tmp_path, "llama3-8b-inf2", full)))
+    jobs = [thing for file in made.compile for thing in file.objects if "metadata" in thing]
+    good = [*made.objects(), *jobs, *nodes("inf2")]
+    assert lint(good) == []
+    found = []
+    for defect in DEFECTS:
+        try:
+            bad = broken(good, defect)
+        except (StopIteration, LookupError, AssertionError):
+            continue  # of an object or a list that is not here
+        rules = {fault.rule for fault in lint(bad)}
+        assert rules <= {defect.rule}, defect.what
+        found += rules
+    assert len(found) >= 100
+    assert len(set(found)) >= 50
 
 
 def test_the_whole_instance_for_its_replicas(renderings: dict[str, Rendering]) -> None:
