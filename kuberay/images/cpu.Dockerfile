@@ -22,6 +22,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 1000 --user-group --create-home --home-dir /var/lib/neuron-serve neuron-serve
 COPY --from=build /opt/neuron-serve /opt/neuron-serve
+RUN ln -s /opt/neuron-serve/bin/neuron-serve-haproxy /usr/local/bin/neuron-serve-haproxy
 
 # The fast data plane, before Ray starts (serve_app/cli/run.py); Ray wants the program's full path.
 ENV PATH=/opt/neuron-serve/bin:$PATH \
@@ -29,7 +30,7 @@ ENV PATH=/opt/neuron-serve/bin:$PATH \
     XDG_CACHE_HOME=/var/lib/neuron-serve/cache \
     RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_ENABLE_DIRECT_INGRESS=1 \
-    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/neuron-serve/bin/neuron-serve-haproxy
+    RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/neuron-serve-haproxy
 
 ARG VERSION
 LABEL org.opencontainers.image.title="neuron-serve" \

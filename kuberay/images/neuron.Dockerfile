@@ -24,7 +24,8 @@ FROM ${BASE}
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     --mount=type=bind,source=requirements/neuron.txt,target=/build/neuron.txt \
     --mount=type=bind,source=kuberay/images/extend.sh,target=/build/extend.sh \
-    bash /build/extend.sh /build/neuron.txt /wheels/*.whl
+    bash /build/extend.sh /build/neuron.txt /wheels/*.whl \
+ && ln -s "$(command -v neuron-serve-haproxy)" /usr/local/bin/neuron-serve-haproxy
 
 # The fast data plane, before Ray starts (serve_app/cli/run.py); Ray wants the program's full path.
 # PATH and LD_LIBRARY_PATH are the base's.
@@ -32,7 +33,7 @@ ENV HF_HOME=/var/lib/neuron-serve/hub \
     XDG_CACHE_HOME=/var/lib/neuron-serve/cache \
     RAY_SERVE_ENABLE_HA_PROXY=1 \
     RAY_SERVE_ENABLE_DIRECT_INGRESS=1 \
-    RAY_SERVE_HAPROXY_BINARY_PATH=/opt/conda/bin/neuron-serve-haproxy
+    RAY_SERVE_HAPROXY_BINARY_PATH=/usr/local/bin/neuron-serve-haproxy
 
 ARG BASE
 ARG VERSION

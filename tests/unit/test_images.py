@@ -15,6 +15,7 @@ import pip
 import pytest
 
 from serve_app.cli.run import data_plane_environment
+from serve_app.manifests.pod import HAPROXY
 from serve_app.neuron.stacks import choose, stacks
 from serve_app.version import VERSION
 
@@ -66,13 +67,12 @@ def test_the_data_plane_is_the_one_of_run(
         "RAY_SERVE_ENABLE_DIRECT_INGRESS",
         "RAY_SERVE_HAPROXY_BINARY_PATH",
     }
-    # Ray takes no bare name there (ray/serve/_private/haproxy.py).
-    program = Path(env.pop("RAY_SERVE_HAPROXY_BINARY_PATH"))
-    assert program.is_absolute()
+    # Ray takes no bare name there (ray/serve/_private/haproxy.py), and the manifests name it, too.
+    program = env.pop("RAY_SERVE_HAPROXY_BINARY_PATH")
+    assert program == HAPROXY
+    assert f" {HAPROXY}" in dockerfile.read_text()
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert program.name in scripts
-    if "RAY_SERVE_HAPROXY_BINARY_PATH" in wanted:
-        assert program.name == Path(wanted["RAY_SERVE_HAPROXY_BINARY_PATH"]).name
+    assert Path(program).name in scripts
     assert env == {name: wanted[name] for name in env}
 
 
