@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build kuberay/images/cpu.Dockerfile for real and start what comes out, on a Debian machine that
-# has no container engine and no way to a registry of images:   sudo ./scripts/try_cpu_image.sh
+# has no container engine:   sudo ./scripts/try_cpu_image.sh
 #
 # Needs root, buildah, debootstrap, Python 3.11 and 12 GB in $TMPDIR; takes some minutes. A stand-in
 # takes the place of the base image: Debian 12 by debootstrap, and this machine's Python 3.11 in
@@ -58,8 +58,10 @@ run() { echo "\$ $*"; b run --volume "$PWD/configs:/configs:ro" "$container" -- 
 run id
 run neuron-serve version
 run neuron-serve check /configs/local-cpu.yaml
-run python -c 'import torch, vllm, vllm._C, ray, nixl, serve_app; print("torch", torch.__version__, "vllm", vllm.__version__, "ray", ray.__version__)'
-run pip check
+run python -c 'import ray, nixl, serve_app, torch, vllm
+from vllm.platforms import current_platform
+current_platform.import_kernels()  # the library of this processor; it links libnuma
+print("ray", ray.__version__, "vllm", vllm.__version__, torch.ops._C.silu_and_mul)'
 run sh -c 'test -x "$RAY_SERVE_HAPROXY_BINARY_PATH" && neuron-serve-haproxy -v | head -1'
 run python -c 'import torch; print(torch.compile(lambda x: x.sin() + 1)(torch.zeros(8)))'
 run bash -c 'command -v wget grep bash; test -w /var/lib/neuron-serve; du -sh /opt/neuron-serve'
