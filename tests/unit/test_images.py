@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
-import pip
 import pytest
 
 from serve_app.cli.run import data_plane_environment
@@ -247,7 +247,11 @@ def base(tmp_path: Path) -> Path:
     command = [sys.executable, "-m", "venv", "--without-pip", venv]
     subprocess.run(command, check=True)
     (tmp_path / "lib").mkdir()
-    (tmp_path / "lib/pip").symlink_to(Path(pip.__file__).parent)  # cheaper than one of its own
+    # Cheaper than one of its own. To import it would bring distutils before setuptools' own.
+    pip = find_spec("pip")
+    assert pip is not None
+    assert pip.origin is not None
+    (tmp_path / "lib/pip").symlink_to(Path(pip.origin).parent)
     old = [
         wheel(tmp_path / "old", "torch", "2.9.0+cpu"),
         wheel(tmp_path / "old", "Tiny_Web", "1.0"),
