@@ -8,9 +8,7 @@ from pydantic import Field, StringConstraints
 
 from serve_app.config.sections import Strict
 
-Name = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)
-]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 """A name of Kubernetes (RFC 1123 label)."""
 
 
@@ -106,7 +104,9 @@ class Cluster(Strict):
         default=None,
         description="EFA interfaces for the workers. Default: where prefill and decode are apart.",
     )
-    ingress: Ingress | None = Field(default=None, description="The way in from outside. Default: none.")
+    ingress: Ingress | None = Field(
+        default=None, description="The way in from outside. Default: none."
+    )
     gcs_fault_tolerance: RedisGcs | None = Field(
         default=None, description="Keep the head's state in Redis. Default: no."
     )
