@@ -87,10 +87,9 @@ class Dashboard:
         details = self._request("GET", "/api/serve/applications/").json()
         return [self._application(app) for app in details["applications"].values()]
 
-    def on_node(self, node_id: str, timeout_s: float = _TIMEOUT_S) -> OnNode:
+    def on_node(self, node_id: str) -> OnNode:
         """What runs on this node, or is starting there."""
-        timeout_s = min(timeout_s, _TIMEOUT_S)
-        details = self._request("GET", "/api/serve/applications/", timeout=timeout_s).json()
+        details = self._request("GET", "/api/serve/applications/").json()
         replicas = [
             f"{app['name']}/{deployment['name']} {replica['state']}"
             for app in details["applications"].values()
@@ -133,7 +132,7 @@ class Dashboard:
     def _request(self, method: str, path: str, **kwargs: Any) -> requests.Response:
         url = self.address + path
         try:
-            response = self._session.request(method, url, **{"timeout": _TIMEOUT_S, **kwargs})
+            response = self._session.request(method, url, timeout=_TIMEOUT_S, **kwargs)
         except requests.RequestException as error:
             reason = type(error).__name__
             raise DashboardError(

@@ -228,7 +228,7 @@ def drain_node(
 ) -> None:
     """Before this Ray node ends: let Serve move its replicas, and its streams finish.
 
-    Example, as a pod's preStop: [bold]neuron-serve drain-node --timeout 430[/bold]
+    Example, as a pod's preStop: [bold]neuron-serve drain-node --timeout 440[/bold]
     """
     from serve_app.cli.drain import drain
 

@@ -17,7 +17,8 @@ import math
 
 REPLACEMENT_S = 300
 """A new node, its image, a load of weights. The cluster autoscaler grants 600 in all."""
-SLACK_S = 10
+SLACK_S = 20
+"""The request itself, of which Ray counts from its end, and the ways through Serve's loops."""
 RAY_STOP_S = 15
 _LEAST_DRAIN_S = 35
 """Serve raises a smaller graceful_shutdown_timeout_s of an ingress to its draining period of 30 s

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
+import psutil
 import pytest
 
 from serve_app.cli import drain
@@ -18,7 +20,7 @@ FREE = OnNode()
 
 
 class Clock:
-    """Time that passes only by sleeping, and by looking when looking is slow."""
+    """Time that passes only by sleeping."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -38,8 +40,7 @@ def waited(
     """Exit code, lines and seconds of a wait that sees these, the last one for ever."""
     clock, said, left = Clock(), list[str](), iter(seen)
 
-    def look(seconds: float) -> OnNode:
-        assert 0 < seconds <= deadline
+    def look() -> OnNode:
         state = next(left, seen[-1])
         if isinstance(state, Exception):
             raise state
@@ -53,9 +54,9 @@ def test_one_line_per_change_until_nothing_is_left() -> None:
     code, said, seconds = waited([BUSY, BUSY, STREAMS, STREAMS, FREE])
     assert code == 0
     assert said == [
-        "left here: demo/engine RUNNING, proxy HEALTHY",
-        "left here: proxy DRAINING",
-        "nothing of Serve is left here",
+        "0 s: left here: demo/engine RUNNING, proxy HEALTHY",
+        "2 s: left here: proxy DRAINING",
+        "4 s: nothing of Serve is left here",
     ]
     assert seconds == 4
 
@@ -68,19 +69,19 @@ def test_never_longer_than_the_timeout() -> None:
 
 def test_a_head_that_is_silent_for_a_while_is_asked_again() -> None:
     code, said, _ = waited([BUSY, DashboardError("no head"), DashboardError("no head"), FREE])
-    assert (code, said[1:]) == (0, ["no head", "nothing of Serve is left here"])
+    assert (code, said[1:]) == (0, ["1 s: no head", "3 s: nothing of Serve is left here"])
 
 
 def test_silence_is_not_nothing() -> None:
     code, said, seconds = waited([DashboardError("no head")], deadline=5)
     assert (code, seconds) == (1, 5)
-    assert said == ["no head", "out of time; no head"]
+    assert said == ["0 s: no head", "out of time; no head"]
 
 
 def test_it_ends_with_its_raylet() -> None:
     alive = iter([True, False])
     code, said, _ = waited([BUSY], runs=lambda: next(alive))
-    assert (code, said[-1]) == (0, "Ray has left this node")
+    assert (code, said[-1]) == (0, "1 s: Ray has left this node")
 
 
 def dashboard(monkeypatch: pytest.MonkeyPatch, details: dict[str, object]) -> Dashboard:
@@ -106,7 +107,7 @@ def test_what_is_on_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
     made = dashboard(monkeypatch, details)
     assert made.on_node("here") == OnNode(("demo/engine STOPPING",), "DRAINING")
     assert made.on_node("there") == OnNode(("demo/engine RUNNING",))
-    assert made.on_node("far") == STREAMS.__class__((), "HEALTHY")
+    assert made.on_node("far") == OnNode((), "HEALTHY")
     assert not made.on_node("elsewhere")
 
 
@@ -134,9 +135,10 @@ def test_raylets_by_their_command_line() -> None:
     assert not found["cafe"].runs()
 
 
-def drained(node_id: str | None = None) -> tuple[int, list[str]]:
+def drained(node_id: str | None = None, seconds: float = 5) -> tuple[int, list[str]]:
     said: list[str] = []
-    return drain.drain(5, node_id, said.append), said
+    began = time.time() - psutil.Process().create_time()
+    return drain.drain(began + seconds, node_id, said.append), said
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *heads: bool) -> None:
@@ -182,7 +184,15 @@ def test_ray_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert words[words.index("--deadline-remaining-seconds") + 1] == "0"
 
 
-@pytest.mark.parametrize(("drain_s", "hook", "grace"), [(120, 430, 445), (5, 345, 360)])
+def test_a_head_that_hangs_takes_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, False)
+    monkeypatch.setattr(Dashboard, "on_node", lambda *args: time.sleep(60))
+    begin = time.monotonic()
+    assert drained(seconds=0.2) == (1, ["out of time"])
+    assert time.monotonic() - begin < 10
+
+
+@pytest.mark.parametrize(("drain_s", "hook", "grace"), [(120, 440, 455), (5, 355, 370)])
 def test_times_fit_together(drain_s: float, hook: int, grace: int) -> None:
     assert hook_timeout_s(drain_s) == hook
     assert grace_period_s(drain_s) == grace == hook + RAY_STOP_S
