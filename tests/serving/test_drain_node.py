@@ -195,14 +195,12 @@ def test_streams_end_whole_and_the_replica_moves(cluster: Cluster) -> None:
     url = f"http://127.0.0.1:{cluster.port}"
     begun: list[bool] = []
     stop: list[bool] = []
-    seen: dict[str, float] = {}
+    seen: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
 
     def look() -> None:
-        for state in cluster.on(new):
-            seen.setdefault(state, time.monotonic() - begin)
+        seen.append((cluster.on(old), cluster.on(new)))
 
     with ThreadPoolExecutor() as pool:
-        begin = time.monotonic()
         streamed = pool.submit(streams, url, begun, stop)
         asked = pool.submit(small_ones, url, stop, look)
         try:
@@ -223,6 +221,9 @@ def test_streams_end_whole_and_the_replica_moves(cluster: Cluster) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(("nothing of Serve is left here\n", "Ray has left this node\n"))
     assert seconds < TIMEOUT_S - 20
+    for left, came in seen:
+        serves = left in (("demo/engine RUNNING",), ("demo/engine PENDING_MIGRATION",))
+        assert serves or came == ("demo/engine RUNNING",), (left, came)
     assert at_the_end == ((), ("demo/engine RUNNING",))
     # Without a lease left, a draining raylet ends by itself, and a pod's container with it.
     wait_until(lambda: not nodes[old].runs(), 30, cluster.logs)

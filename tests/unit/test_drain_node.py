@@ -177,7 +177,12 @@ def test_ray_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dashboard, "on_node", lambda *args: BUSY)
     done = subprocess.CompletedProcess([], 1, "", "Traceback\nError: rejected\n")
     asked: list[list[str]] = []
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: asked.append(words) or done)
+
+    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(words)
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
     assert drained() == (1, ["Ray does not drain this node: Error: rejected"])
     (words,) = asked
     assert words[words.index("--node-id") + 1] == "0"
