@@ -49,6 +49,23 @@ class ApplicationStatus:
     replicas: list[ReplicaStatus] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class OnNode:
+    """What Serve has on one node of Ray; false when nothing."""
+
+    replicas: tuple[str, ...] = ()
+    """Deployment and state of each, as "demo/engine RUNNING"."""
+    proxy: str = ""
+    """Serve's state of the node's HAProxy or proxy; DRAINING while streams go through it."""
+
+    def __bool__(self) -> bool:
+        return bool(self.replicas or self.proxy)
+
+    def __str__(self) -> str:
+        proxy = (f"proxy {self.proxy}",) if self.proxy else ()
+        return ", ".join((*self.replicas, *proxy))
+
+
 class Dashboard:
     """A client of the dashboard at `address`; `logs` is Ray's log folder when it is local."""
 
@@ -69,6 +86,20 @@ class Dashboard:
         """All applications, with the phases of the replicas that are starting."""
         details = self._request("GET", "/api/serve/applications/").json()
         return [self._application(app) for app in details["applications"].values()]
+
+    def on_node(self, node_id: str) -> OnNode:
+        """What runs on this node, or is starting there."""
+        details = self._request("GET", "/api/serve/applications/").json()
+        replicas = [
+            f"{app['name']}/{deployment['name']} {replica['state']}"
+            for app in details["applications"].values()
+            for deployment in app["deployments"].values()
+            for replica in deployment["replicas"]
+            # A replica without a place yet has no node.
+            if replica.get("node_id") == node_id
+        ]
+        proxy = details["proxies"].get(node_id, {})
+        return OnNode(tuple(sorted(replicas)), proxy.get("status", ""))
 
     def _application(self, app: dict[str, Any]) -> ApplicationStatus:
         deployments = app["deployments"].values()

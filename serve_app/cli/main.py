@@ -225,6 +225,22 @@ def status(address: Address = _ADDRESS) -> None:
     Console().print(status_table(applications))
 
 
+@app.command("drain-node")
+def drain_node(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait at the most.", min=0)] = 120.0,
+    node_id: Annotated[
+        str | None, typer.Option(help="Where several nodes of Ray run here.", metavar="HEX")
+    ] = None,
+) -> None:
+    """Before this Ray node ends: let Serve move its replicas, and its streams finish.
+
+    Example, as a pod's preStop: [bold]neuron-serve drain-node --timeout 440[/bold]
+    """
+    from serve_app.cli.drain import drain
+
+    raise typer.Exit(drain(timeout, node_id, typer.echo))
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of a config file, for editors.
