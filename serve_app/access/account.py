@@ -47,11 +47,6 @@ class Account:
     """The LoRA adapter that served it."""
     prompts: list[Prompt] = field(default_factory=list)
 
-    @property
-    def running(self) -> bool:
-        """Whether the engine has not let go of all of it."""
-        return any(prompt.running for prompt in self.prompts)
-
     def prompt_tokens(self) -> int:
         """As in vLLM's `usage`: each prompt once; none that was left before it was computed."""
         return sum(

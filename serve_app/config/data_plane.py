@@ -12,6 +12,9 @@ DATA_PLANE = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response 500\n    option http-buffer-request",
     "RAY_SERVE_HAPROXY_RETRIES": "1",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(128 * 1024),
+    # A reload, at each replica that comes or goes, leaves the old HAProxy its streams for 120 s by
+    # default (ray/serve/_private/constants.py). An hour is what a load balancer grants at most.
+    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
     # 0.1 s by default: the controller and the GCS then take 7 % of a core when idle, now 3 %.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Ray runs its workers at niceness 15; an engine must not give way to its own clients.

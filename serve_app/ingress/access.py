@@ -213,7 +213,7 @@ class AccessMiddleware:
     ) -> None:
         """Once the engine has let go of the request, count what it took."""
         deadline = time.monotonic() + _PATIENCE_S
-        while account.running and time.monotonic() < deadline:
+        while any(one.running for one in account.prompts) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         used = (account.prompt_tokens(), account.completion_tokens())
         access = self._access

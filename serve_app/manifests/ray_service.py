@@ -8,6 +8,7 @@ import math
 from serve_app.config import Document
 from serve_app.manifests import pod
 from serve_app.manifests.budget import Budget
+from serve_app.manifests.grace import grace_period_s, hook_timeout_s
 from serve_app.manifests.pools import Pool
 from serve_app.manifests.tree import Object, dump
 from serve_app.manifests.upgrade import Upgrade
@@ -135,7 +136,7 @@ def _head(document: Document, name: str, pools: list[Pool]) -> Object:
 def _worker(document: Document, name: str, pool: Pool) -> Object:
     drain = drain_s(document)
     # Streams end before Ray does; kubelet waits with the signal while this runs.
-    hook = ["neuron-serve", "drain-node", "--timeout", str(drain)]
+    hook = ["neuron-serve", "drain-node", "--timeout", str(hook_timeout_s(drain))]
     container = pod.container(
         name="ray-worker",
         **_ports(pod.PORTS),
@@ -157,7 +158,7 @@ def _worker(document: Document, name: str, pool: Pool) -> Object:
             "metadata": _pod_metadata(name, "worker"),
             "spec": {
                 **worker_pod(document, pool, frozen(document)),
-                "terminationGracePeriodSeconds": drain + 2 * _STOP_S,
+                "terminationGracePeriodSeconds": grace_period_s(drain),
                 "containers": [container],
             },
         },

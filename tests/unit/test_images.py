@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -248,10 +248,7 @@ def base(tmp_path: Path) -> Path:
     subprocess.run(command, check=True)
     (tmp_path / "lib").mkdir()
     # Cheaper than one of its own. To import it would bring distutils before setuptools' own.
-    pip = find_spec("pip")
-    assert pip is not None
-    assert pip.origin is not None
-    (tmp_path / "lib/pip").symlink_to(Path(pip.origin).parent)
+    (tmp_path / "lib/pip").symlink_to(Path(str(distribution("pip").locate_file("pip"))))
     old = [
         wheel(tmp_path / "old", "torch", "2.9.0+cpu"),
         wheel(tmp_path / "old", "Tiny_Web", "1.0"),

@@ -207,8 +207,9 @@ def test_a_pod_outlives_its_streams(tmp_path: Path) -> None:
 
     made = render(load(changed(tmp_path, "llama3-8b-inf2", slow)))
     template = pod(worker(made))
-    assert template["terminationGracePeriodSeconds"] > 900
-    assert template["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1] == "900"
+    hook = template["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert hook[:3] == ["neuron-serve", "drain-node", "--timeout"]
+    assert template["terminationGracePeriodSeconds"] > int(hook[3]) > 900
     assert service(made)["spec"]["rayClusterDeletionDelaySeconds"] > 900
 
 
