@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -59,8 +60,17 @@ def load(file: str | Path) -> Document:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise ConfigError([_error("file", f"cannot read it: {reason}")], name) from None
+        mend = _like_it(Path(file)) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError([_error("file", f"cannot read it: {reason}", mend)], name) from None
     return parse(text, name)
+
+
+def _like_it(missing: Path) -> str:
+    """A file with nearly that name, beside it or in configs/."""
+    folders = [missing.parent, Path("configs")]
+    there = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+    near = get_close_matches(missing.stem or missing.name, there, n=1)
+    return f"did you mean {there[near[0]]}?" if near else ""
 
 
 def parse(text: str, name: str) -> Document:

@@ -43,6 +43,13 @@ def test_committed_schema_is_current() -> None:
     assert committed == json_schema_text(), "neuron-serve schema > configs/schema.json"
 
 
+@pytest.mark.parametrize("asked", ["configs/local-cpuu.yaml", "local-cpu", "local-cpu.yml"])
+def test_a_missing_file_is_guessed(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match=r"did you mean configs/local-cpu.yaml\?"):
+        load(asked)
+
+
 def test_every_field_is_described() -> None:
     for name, definition in json_schema()["$defs"].items():
         for key, field in definition.get("properties", {}).items():
