@@ -135,8 +135,12 @@ def service_name(document: Document) -> str:
     """
     given = document.serve.cluster.name
     name = given or re.sub(r"[^a-z0-9]+", "-", Path(document.file).stem.lower()).strip("-")
+    message = ""
     if not name or len(name) > _LONGEST:
         message = f"the name {name!r} has {len(name)} characters, and KubeRay takes 1 to {_LONGEST}"
+    elif not name[0].isalpha():
+        message = f"the name {name!r} begins with no letter, and the Services are named by it"
+    if message:
         fault = Finding("cluster", Severity.ERROR, message, "set cluster.name", "cluster.name")
         raise ConfigError([fault], document.file)
     return name

@@ -287,6 +287,7 @@ def _second(data: Any, route: str = "/other", **args: Any) -> None:
     [
         ("llama3-8b-inf2", lambda d: d.update(cluster={"namespace": "Prod"}), "namespace"),
         ("llama3-8b-inf2", lambda d: d.update(cluster={"name": "a" * 48}), "48 characters"),
+        ("llama3-8b-inf2", lambda d: d.update(cluster={"name": "3llama"}), "no letter"),
         (
             "llama3-70b-inf2-48xlarge",
             lambda d: d.update(cluster={"quota": 11}),
