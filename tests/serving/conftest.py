@@ -68,8 +68,9 @@ class Stack:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def wait_until_ready(self) -> None:
-        self.wait_until(lambda: MODEL in httpx.get(f"{self.url}/v1/models", timeout=5).text)
+    def wait_until_ready(self, seconds: float = START_S) -> None:
+        models = f"{self.url}/v1/models"
+        self.wait_until(lambda: MODEL in httpx.get(models, timeout=5).text, seconds)
 
     def wait_until(self, ready: Callable[[], bool], seconds: float = START_S) -> None:
         """What `ready` cannot find in an answer, or no answer, means: not yet."""
