@@ -77,7 +77,8 @@ class Cluster:
         self.start(f"--address=127.0.0.1:{self.gcs}", "--num-cpus=1")
 
     def raylets(self) -> dict[str, Raylet]:
-        return {ray.node_id: ray for ray in raylets() if ray.gcs == f"127.0.0.1:{self.gcs}"}
+        # Ray takes the machine's own address for 127.0.0.1 where it has one.
+        return {ray.node_id: ray for ray in raylets() if ray.gcs.endswith(f":{self.gcs}")}
 
     def answers(self) -> bool:
         try:
