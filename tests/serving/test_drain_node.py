@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import yaml
 
 from serve_app.cli.dashboard import Dashboard, DashboardError
 from serve_app.cli.drain import Raylet, raylets
-from tests.serving.conftest import MODEL, ROOT, environment, free_port
+from tests.serving.conftest import MODEL, ROOT, command_line, environment, free_port
 from tests.serving.disaggregated import Answer, ask_all, completion, tokens, wait_until
 
 pytestmark = pytest.mark.timeout(480)
@@ -99,12 +100,18 @@ class Cluster:
 
     def stop(self) -> None:
         trees = [child for node in self.nodes for child in _tree(node.pid)]
+        # HAProxy outlives Ray's actor and may have no parent of ours; its command names the node.
+        names = self.raylets()
+        trees += [
+            process
+            for process in psutil.process_iter()
+            if "haproxy" in (words := command_line(process)) and any(n in words for n in names)
+        ]
         for node in reversed(self.nodes):
             node.send_signal(signal.SIGTERM)
         psutil.wait_procs(trees, timeout=5)
-        # HAProxy outlives Ray's actor, and has no parent of ours then.
         for process in trees:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
         for node in self.nodes:
             node.wait(10)
