@@ -99,14 +99,8 @@ class Cluster:
         return "\n".join(path.read_text()[-1500:] for path in self.folder.glob("log*"))
 
     def stop(self) -> None:
-        trees = [child for node in self.nodes for child in _tree(node.pid)]
-        # HAProxy outlives Ray's actor and may have no parent of ours; its command names the node.
         names = self.raylets()
-        trees += [
-            process
-            for process in psutil.process_iter()
-            if "haproxy" in (words := command_line(process)) and any(n in words for n in names)
-        ]
+        trees = [child for node in self.nodes for child in _tree(node.pid)]
         for node in reversed(self.nodes):
             node.send_signal(signal.SIGTERM)
         psutil.wait_procs(trees, timeout=5)
@@ -115,6 +109,12 @@ class Cluster:
                 process.kill()
         for node in self.nodes:
             node.wait(10)
+        # HAProxy is reloaded while Ray ends, and outlives it; its command names the node.
+        for process in psutil.process_iter():
+            words = command_line(process)
+            if "haproxy" in words and any(name in words for name in names):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def _tree(pid: int) -> list[psutil.Process]:
