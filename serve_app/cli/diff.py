@@ -10,25 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from serve_app.cli.render import ConfigFile, ModelFacts, made_of
+
 if TYPE_CHECKING:  # the other commands start without them
     from serve_app.manifests.diff import Difference
 
 
 def diff(
-    config: Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")],
+    config: ConfigFile,
     format: Annotated[str, typer.Option(help="text or json.")] = "text",
     force: Annotated[
         bool, typer.Option("--force", help="Compare what `check` rejects, as `render --force`.")
     ] = False,
-    model_facts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A config.json that stands in for the model's own.",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
+    model_facts: ModelFacts = None,
 ) -> None:
     """Compare what `render` makes with what runs: `kubectl get` on standard input.
 
@@ -37,7 +31,6 @@ def diff(
     Example: [bold]kubectl get rayservice,pdb,networkpolicy,serviceaccount,pvc,ingress
     -n neuron-serve -o json | neuron-serve diff configs/local-cpu.yaml[/bold]
     """
-    from serve_app.cli.render import made_of
     from serve_app.manifests.diff import differences
 
     if format not in ("text", "json"):

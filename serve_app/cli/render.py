@@ -14,6 +14,15 @@ if TYPE_CHECKING:  # the other commands start without them
     from serve_app.manifests.render import Rendering
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
+ModelFacts = Annotated[
+    Path | None,
+    typer.Option(
+        help="A config.json that stands in for the model's own.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+    ),
+]
 
 
 def render(
@@ -31,15 +40,7 @@ def render(
         bool,
         typer.Option("--force", help="Render what `check` rejects, and say so in the files."),
     ] = False,
-    model_facts: Annotated[
-        Path | None,
-        typer.Option(
-            help="A config.json that stands in for the model's own.",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-        ),
-    ] = None,
+    model_facts: ModelFacts = None,
 ) -> None:
     """Make Kubernetes manifests of a config file: a RayService and all around it.
 
