@@ -3,17 +3,24 @@
 -- The table comes from the front door, through this HAProxy, once a second: a line per model and
 -- application, `<sha256 of the name> <weight> <prefix>`. While the front door does not answer, the
 -- last table stands. What the table lacks goes to the front door.
+--
+-- Each argument, `<prefix>=<backend>`, is from HAProxy's file. Of the applications that serve one
+-- model, only those count whose backend has a replica up here: the table may know of one sooner.
 
 local URL = "http://127.0.0.1:" .. os.getenv("NEURON_SERVE_PORT") .. "/-/front-door/table"
 local PERIOD_S, NONE_PERIOD_S, TIMEOUT_MS = 1, 10, 2000
 local targets, last = {}, nil
+local backends = {}
+for _, argument in ipairs(table.pack(...)) do
+  local prefix, backend = argument:match("^(.-)=(.+)$")
+  backends[prefix] = backend
+end
 
 local function read(text)
   local found = {}
   for digest, weight, prefix in text:gmatch("(%x+) ([%d.]+) (%S+)\n") do
-    local choices = found[digest] or { total = 0 }
-    choices.total = choices.total + tonumber(weight)
-    choices[#choices + 1] = { upto = choices.total, prefix = prefix }
+    local choices = found[digest] or {}
+    choices[#choices + 1] = { weight = tonumber(weight), prefix = prefix }
     found[digest] = choices
   end
   return found
@@ -36,17 +43,28 @@ core.register_task(function()
   end
 end)
 
+local function is_up(prefix)
+  local backend = core.backends[backends[prefix] or ""]
+  return backend ~= nil and backend:get_srv_act() > 0
+end
+
+local function choose(choices)
+  local chosen, total = choices[1], 0
+  for _, choice in ipairs(#choices > 1 and choices or {}) do
+    if is_up(choice.prefix) then
+      total = total + choice.weight
+      if math.random() * total < choice.weight then
+        chosen = choice
+      end
+    end
+  end
+  return chosen
+end
+
 core.register_action("front_door", { "http-req" }, function(txn)
   local choices = targets[txn:get_var("txn.model")]
-  if choices == nil then
-    return
-  end
-  local draw = #choices > 1 and math.random() * choices.total or 0
-  for _, choice in ipairs(choices) do
-    if draw < choice.upto then
-      txn:set_var("txn.front_door", 1)
-      txn.http:req_set_path(choice.prefix .. txn.sf:path())
-      return
-    end
+  if choices ~= nil then
+    txn:set_var("txn.front_door", 1)
+    txn.http:req_set_path(choose(choices).prefix .. txn.sf:path())
   end
 end, 0)

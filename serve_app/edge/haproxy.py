@@ -32,6 +32,7 @@ _FALLBACK = re.compile(
     r"^(?P<server>    server \S+) (?P<host>[\d.]+):(?P<port>\d+) check backup$", re.MULTILINE
 )
 """Ray's own proxy on the head node, which takes what no replica is up for."""
+_PREFIX = re.compile(r"^    acl is_(\S+) path_beg (\S*)/$", re.MULTILINE)
 _CODES = (400, 408, 500, 502, 503, 504)
 """What HAProxy answers by itself; errors/ has a file for each."""
 _ROUTES = (
@@ -60,10 +61,11 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
     if _MARK in config or frontend is None or not config.startswith("global\n"):
         return config
     port = frontend["bind"].rpartition(":")[2]
+    backends = "".join(f" {prefix}={name}" for name, prefix in _PREFIX.findall(config))
     program = (
         f"global\n    {_MARK}the front door's table\n"
         f"    setenv NEURON_SERVE_PORT {port}\n"
-        f"    lua-load {here / 'front_door.lua'}\n"
+        f"    lua-load {here / 'front_door.lua'}{backends}\n"
     )
     errors = "".join(f"    errorfile {code} {here}/errors/{code}.http\n" for code in _CODES)
     said = "".join(
@@ -105,12 +107,9 @@ def _at_once(backend: re.Match[str], here: Path) -> str:
     )
     if fallback := _FALLBACK.search(rest):
         host, port = fallback["host"], fallback["port"]
-        rule += (
-            "    http-request set-dst ipv4(127.0.0.1) if by_front_door\n"
-            "    http-request set-dst-port int(0) if by_front_door\n"
-            f"    http-request set-dst ipv4({host}) if !by_front_door\n"
-            f"    http-request set-dst-port int({port}) if !by_front_door\n"
-        )
+        for ip, to, whose in (("127.0.0.1", 0, ""), (host, port, "!")):
+            rule += f"    http-request set-dst ipv4({ip}) if {whose}by_front_door\n"
+            rule += f"    http-request set-dst-port int({to}) if {whose}by_front_door\n"
         line = f"{fallback['server']} 0.0.0.0 check addr {host} port {port} backup"
         rest = _FALLBACK.sub(line, rest)
     return f"backend {name}\n    log global\n{rule}{rest}"

@@ -377,6 +377,22 @@ def test_an_empty_table_is_a_table(edge: Edge) -> None:
     edge.settled("llama", "door")
 
 
+def test_of_two_applications_the_one_with_a_replica_serves(edge: Edge) -> None:
+    """The table knows a replica sooner than HAProxy: here /c and /d have none, /gone is nothing."""
+    edge.door.table = STANDARD + "".join(line("both", at) for at in ("/a", "/c", "/d", "/gone"))
+    edge.settled("both", "a")
+    assert {edge.served({"model": "both"})[0] for _ in range(50)} == {"a"}
+
+
+def test_shares_among_those_that_are_up(edge: Edge) -> None:
+    edge.door.table = STANDARD + line("both", "/a", 0.6) + line("both", "/b", 0.2)
+    edge.door.table += line("both", "/c", 0.2)
+    edge.settled("both", "a")
+    by = Counter(edge.served({"model": "both"})[0] for _ in range(400))
+    assert by.keys() == {"a", "b"}
+    assert 0.65 < by["a"] / 400 < 0.85
+
+
 def test_the_last_table_stands_while_the_front_door_is_away(edge: Edge) -> None:
     edge.door.stop()
     try:

@@ -1,0 +1,1 @@
+"""Load on an OpenAI endpoint, its figures by LLMPerf's names, and the report of them."""

@@ -1,0 +1,1 @@
+"""Dashboards and alerts: data, and the queries that they hold."""
