@@ -141,12 +141,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """`serve run configs/local-cpu.yaml`, on a free port."""
+    """`serve run configs/local-cpu.yaml`, on a free port.
+
+    Eager, as the tests replace its engine a few times; others start the file as it is.
+    """
     directory = tmp_path_factory.mktemp("stack")
     port = free_port()
     config = directory / "local-cpu.yaml"
     text = (ROOT / "configs/local-cpu.yaml").read_text()
-    config.write_text(text.replace("port: 8000", f"port: {port}"))
+    text = text.replace("port: 8000", f"port: {port}")
+    text = text.replace("max_model_len: 1024", "max_model_len: 1024\n        enforce_eager: true")
+    assert "enforce_eager" in text
+    config.write_text(text)
     running = start(["serve", "run", str(config)], port, directory / "log")
     try:
         running.wait_until_ready()
