@@ -24,6 +24,7 @@ from serve_app.engine.child import StartupHandler
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import Phases
 from serve_app.ingress import prefill
+from serve_app.manifests.components import neuron_monitor
 from serve_app.manifests.components.monitoring import service_monitor
 from serve_app.observability import front_door
 from serve_app.observability.replica import FILES, ReplicaMetrics, take_files
@@ -409,3 +410,14 @@ def test_the_scrapes_own_labels_hide_none_of_ours() -> None:
     added |= {"namespace", "pod", "container", "endpoint", "job", "instance"}  # the operator's
     ours = {"application", "deployment", "replica", "model_name", "engine", "le"}
     assert not added & ours.union(*declared().values())
+
+
+def test_the_neuron_monitor_runs_on_every_family_beside_serve() -> None:
+    daemonset = next(f for f in neuron_monitor.files() if f.path.endswith("daemonset.yaml"))
+    (pod,) = (thing["spec"]["template"]["spec"] for thing in daemonset.objects)
+    (container,) = pod["containers"]
+    (port,) = container["ports"]
+    assert port["containerPort"] not in (8000, 8080, 8265, 9101)
+    assert container["args"][container["args"].index("--port") + 1] == str(port["containerPort"])
+    families = {name.split(".")[0] for name in neuron_monitor.instance_types()}
+    assert {"inf2", "trn1", "trn2", "trn3"} <= families
