@@ -12,21 +12,29 @@ from typing import Any
 import aiohttp
 from ray import serve
 from ray.exceptions import RayError
-from starlette.types import ASGIApp, Scope
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Refused, bearer
 from serve_app.config import parse_front_door_args
 from serve_app.config.environment import expand
 from serve_app.deployments.hub import start_hub
+from serve_app.engine.metrics import MetricsMirror
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
 from serve_app.ingress.access import not_let_in
+from serve_app.observability.front_door import PREFIX, counted, show_models
 
 logger = logging.getLogger("ray.serve")
 
 _PERIOD_S = 1.0
 _TIMEOUT_S = 5.0
 _RESTARTING = "restarting"
+
+
+class _Counted(FrontDoor):
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        return await counted(super().answer, scope, receive, send)
 
 
 @serve.ingress()
@@ -48,7 +56,8 @@ class FrontDoorReplica:
         self._work.append(asyncio.create_task(self._follow()))
         bytes_ = int(self._args.limits.max_body_mib * 2**20)
         gate = {} if keys is None else {"gate": _gate(keys)}
-        self._app = FrontDoor(lambda: self._directory, self._args.upstream, bytes_, **gate)
+        self._work.append(asyncio.create_task(MetricsMirror(None, (PREFIX,)).run()))
+        self._app = _Counted(lambda: self._directory, self._args.upstream, bytes_, **gate)
         return self._app
 
     async def _follow(self) -> None:
@@ -59,6 +68,7 @@ class FrontDoorReplica:
             while True:
                 try:
                     self._directory = await self._look(session)
+                    show_models(len(self._directory.cards()), len(self._directory.names()))
                     said = ""
                 except (aiohttp.ClientError, RayError, OSError, ValueError) as error:
                     if str(error) != said:

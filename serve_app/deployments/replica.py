@@ -19,6 +19,7 @@ from serve_app.deployments.access import keep_house, open_access
 from serve_app.deployments.prefill_pool import PrefillPool
 from serve_app.deployments.presence import Presence
 from serve_app.engine.engine import Engine, start_engine
+from serve_app.engine.metrics import show
 from serve_app.engine.phases import PREFILL as PREFILL_PHASE
 from serve_app.engine.phases import READY, Phases
 from serve_app.engine.side_channel import claim_side_channel
@@ -26,6 +27,7 @@ from serve_app.ingress import add_ingress
 from serve_app.ingress.in_process import post
 from serve_app.ingress.kv_transfer import COMPLETIONS
 from serve_app.ingress.prefill import Answer, Leg
+from serve_app.observability.replica import ReplicaMetrics
 from serve_app.preflight import check_application
 
 if TYPE_CHECKING:
@@ -156,7 +158,11 @@ async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
         slot = before + serve.get_replica_context().rank.rank
         host = ray.util.get_node_ip_address()
         claim_side_channel(os.environ, host, first, slot, slots, ports)
-    return await start_engine(args, plan, phases)
+    metrics = ReplicaMetrics(args.model.id, plan, phases)
+    show(metrics, args.model.id)
+    engine = await start_engine(args, plan, phases)
+    metrics.engine = engine
+    return engine
 
 
 async def _starts_up() -> bool:

@@ -96,6 +96,18 @@ async def serving_app(engine: AsyncLLM, args: Namespace) -> FastAPI:
     return app
 
 
+def facts(engine: AsyncLLM) -> dict[str, str]:
+    """What the engine runs with, as it has decided it itself."""
+    config = engine.vllm_config
+    return {
+        "vllm_version": vllm.__version__,
+        "tensor_parallel_size": str(config.parallel_config.tensor_parallel_size),
+        "max_num_seqs": str(config.scheduler_config.max_num_seqs),
+        "max_model_len": str(config.model_config.max_model_len),
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+    }
+
+
 async def one_token(engine: AsyncLLM, request_id: str) -> None:
     """Generate one token, to see that the engine still steps. Pooling models: nothing."""
     if "generate" not in await engine.get_supported_tasks():

@@ -15,9 +15,9 @@ from pathlib import Path
 from serve_app.artifacts import manifest as manifests
 from serve_app.artifacts.draft import draft_of, only_one, reveal, set_aside
 from serve_app.artifacts.manifest import ArtifactError
-from serve_app.artifacts.recipe import Recipe, recipe_of, with_versions
+from serve_app.artifacts.recipe import recipe_of, with_versions
 from serve_app.artifacts.store import StoreError, open_store
-from serve_app.artifacts.verdict import Verdict, judge
+from serve_app.artifacts.verdict import Judgement, Verdict, judge
 from serve_app.backends import EnginePlan
 from serve_app.backends.nxdi import VARIABLE
 from serve_app.config import AppArgs
@@ -46,6 +46,7 @@ class CompiledModel:
         self._held = ExitStack()
         self._draft: Path | None = None
         self._target: Path | None = None
+        self._begin = 0.0
         url = self._args.store
         try:
             self._store = open_store(expand(url, os.environ, "artifacts.store")) if url else None
@@ -65,6 +66,7 @@ class CompiledModel:
             raise StartupError(str(error)) from None
         if found is not None:
             environment[VARIABLE] = str(found)
+            self._phases.compile_seconds = None if self._draft else 0.0
 
     def _found(self) -> Path | None:
         path = self._path
@@ -87,13 +89,13 @@ class CompiledModel:
     def _usable(self) -> Path | None:
         """The target, when it fits; moves on to a name beside it when it may be compiled anew."""
         assert self._target is not None
-        judged = judge(self._target, self._recipe)
+        judged = self._judge(self._target)
         if judged is not None and judged.verdict is not Verdict.USABLE:
             if self._args.on_mismatch == "fail":
                 raise StartupError(f"{self._target}: {judged}")
             logger.warning("%s: %s; it is compiled anew beside it", self._target, judged)
             self._target = self._target.with_name(f"{self._target.name}-{self._recipe.key}")
-            judged = judge(self._target, self._recipe)
+            judged = self._judge(self._target)
         if judged is None:
             return None
         if judged.verdict is not Verdict.USABLE:
@@ -110,7 +112,8 @@ class CompiledModel:
         cache = None
         if "://" in (self._args.store or ""):  # a mounted directory is used in place
             cache = Path(_CACHE).expanduser()
-            if fits(cache / key, self._recipe):
+            judged = self._judge(cache / key)
+            if judged is not None and judged.verdict is Verdict.USABLE:
                 return cache / key
         if self._store.find(key) is None:
             return None
@@ -123,7 +126,7 @@ class CompiledModel:
             None if limit is None else int(limit * 2**30),
             self._phases.transfer(ARTIFACT, where),
         )
-        judged = judge(found, self._recipe)
+        judged = self._judge(found)
         if judged is None or judged.verdict is not Verdict.USABLE:
             raise StartupError(f"{self._store.name}: {key}: {judged or 'nothing is compiled'}")
         return found
@@ -143,7 +146,14 @@ class CompiledModel:
         set_aside(self._target)
         self._draft = draft_of(self._target)
         self._draft.mkdir()
+        self._begin = self._draft.stat().st_mtime
         return self._draft
+
+    def _judge(self, directory: Path) -> Judgement | None:
+        judged = judge(directory, self._recipe)
+        if judged is not None:
+            self._phases.verdicts.add(str(judged.verdict))
+        return judged
 
     def _waits(self, seconds: float, holder: str) -> None:
         self._phases.report(COMPILE, f"waits while {holder} compiles the same")
@@ -153,6 +163,9 @@ class CompiledModel:
         if self._draft is None or self._target is None:
             return
         try:
+            # NxDI writes what it compiles, and then loads it.
+            written = [path.stat().st_mtime for path in self._draft.rglob("*")]
+            self._phases.compile_seconds = max(written, default=self._begin) - self._begin
             manifests.seal(self._draft, self._recipe)
             reveal(self._draft, self._target)
             logger.info("compiled model: %s, key %s", self._target, self._recipe.key)
@@ -169,9 +182,3 @@ class CompiledModel:
     def close(self) -> None:
         """Let others go on."""
         self._held.close()
-
-
-def fits(directory: Path, recipe: Recipe) -> bool:
-    """Whether a directory holds just what is wanted."""
-    judged = judge(directory, recipe)
-    return judged is not None and judged.verdict is Verdict.USABLE

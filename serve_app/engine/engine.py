@@ -24,9 +24,9 @@ from serve_app.engine.artifact import CompiledModel
 from serve_app.engine.child import PARENT_VARIABLE, logging_config
 from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
-from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import ENGINE, Phases, logger
 from serve_app.engine.weights import fetch
+from serve_app.observability.replica import take_files
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -72,7 +72,7 @@ class Engine:
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
-        self._mirror = asyncio.create_task(MetricsMirror().run())
+        self.facts: dict[str, str] = {}
         self._watch = asyncio.create_task(self._end_when_dead())
 
     async def _end_when_dead(self) -> None:
@@ -113,6 +113,12 @@ class Engine:
             waited = now - self._probed_at
             raise RuntimeError(f"the engine is frozen: no token in {waited:.0f} s")
 
+    def is_up(self) -> bool:
+        """Whether EngineCore lives, and answers where it is probed."""
+        asked = self._probe is not None and not self._probe.done()
+        late = asked and time.monotonic() - self._probed_at > self._health.probe_timeout_s
+        return not (self._llm.errored or late)
+
     def keep_accounts(self) -> None:
         """From now on, count what each request takes whose context has an account."""
         keep_accounts(self._llm)
@@ -135,7 +141,6 @@ class Engine:
     def shutdown(self) -> None:
         """End EngineCore and its workers."""
         self._stop_probe()
-        self._mirror.cancel()
         self._watch.cancel()
         self._llm.shutdown()
 
@@ -184,7 +189,12 @@ async def _start_vllm(
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
     from serve_app.engine import adapter
 
-    return Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
+    if plan.backend == "cpu" and phases.compile_seconds is None:
+        phases.compile_seconds = 0.0
+    take_files(os.environ)
+    engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
+    engine.facts = adapter.facts(llm)
+    return engine
 
 
 def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:
@@ -236,6 +246,8 @@ def _child_events(phases: Phases) -> Iterator[list[str]]:
                         event = json.loads(line)
                         if "phase" in event:
                             phases.report(event["phase"])
+                        elif "compiled" in event:
+                            phases.compile_seconds = event["compiled"]
                         else:
                             errors.append(_first_line(event["error"]))
                     if ended:

@@ -51,6 +51,11 @@ class Phases:
     def __init__(self) -> None:
         self._begin = time.monotonic()
         self.current = Phase("start", 0.0)
+        self._spent: dict[str, float] = {}
+        self.verdicts: set[str] = set()
+        """On the compiled models that this start looked at."""
+        self.compile_seconds: float | None = None
+        """0: it loaded; None: not known, or not yet."""
 
     @property
     def elapsed(self) -> float:
@@ -58,8 +63,16 @@ class Phases:
         return time.monotonic() - self._begin
 
     def report(self, name: str, detail: str = "") -> None:
-        self.current = Phase(name, time.monotonic() - self._begin, detail)
+        last, now = self.current, self.elapsed
+        self._spent[last.name] = self._spent.get(last.name, 0.0) + now - last.elapsed
+        self.current = Phase(name, now, detail)
         logger.info(str(self.current))
+
+    def spent(self) -> tuple[str, dict[str, float]]:
+        """The phase now, and the seconds in each so far."""
+        spent, last = dict(self._spent), self.current
+        spent[last.name] = spent.get(last.name, 0.0) + self.elapsed - last.elapsed
+        return last.name, spent
 
     def transfer(self, name: str, what: str) -> Callable[[int, int, str], None]:
         """Reports bytes done of bytes in all, now and then."""

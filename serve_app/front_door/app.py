@@ -107,7 +107,7 @@ class FrontDoor:
             return await send({"type": "websocket.close", "code": 1008})
         request_id = Headers(scope=scope).get("x-request-id") or uuid.uuid4().hex
         scope = _local(scope, request_id)
-        response = await self._answer(scope, receive, send)
+        response = await self.answer(scope, receive, send)
         if response is not None:
             await response(scope, receive, send)
         return None
@@ -118,7 +118,7 @@ class FrontDoor:
         await self.close()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
         """What to answer; None where the upstream has answered, or nobody waits any longer."""
         path, method = scope["path"], scope["method"]
         reads = method in ("GET", "HEAD")

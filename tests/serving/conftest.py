@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -96,6 +97,21 @@ class Stack:
         """The sum of a metric's samples on vLLM's own /metrics."""
         lines = HTTP.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
+
+    def scrape(self, name: str, **labels: str) -> list[tuple[dict[str, str], float]]:
+        """A metric's samples with these labels in Ray's scrape of the node."""
+        (raylet,) = (p for p in self.tree() if "--raylet_socket_name=" in command_line(p))
+        found = re.search(r"--raylet_socket_name=(\S+)/sockets/", command_line(raylet))
+        assert found is not None
+        (port,) = Path(found[1]).glob("metrics_export_port_*")
+        text = HTTP.get(f"http://127.0.0.1:{port.read_text().strip()}/metrics").text
+        samples = []
+        for line in re.findall(rf"^{name}({{.*)$", text, re.MULTILINE):
+            all_, value = line.rsplit(" ", 1)
+            given = dict(re.findall(r'(\w+)="([^"]*)"', all_))
+            if labels.items() <= given.items():
+                samples.append((given, float(value)))
+        return samples
 
     def stop(self, sig: signal.Signals = signal.SIGINT, seconds: float = 60) -> int:
         """End it and see that nothing is left of it."""

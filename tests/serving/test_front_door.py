@@ -432,6 +432,29 @@ def test_the_ledger_is_the_sum_of_vllms_usage(door: Door) -> None:
     assert 200_000 - remaining == sum(used) + 8
 
 
+def test_each_of_them_is_in_rays_scrape(door: Door) -> None:
+    scrape = door.stack.scrape
+    front_door = {"application": "front-door", "deployment": "front-door"}
+    counted = "ray_neuron_serve_front_door_requests_total"
+    outcomes = {"models", "unknown", "refused"}  # of the tests before
+    door.stack.wait_until(
+        lambda: outcomes <= {labels["outcome"] for labels, _ in scrape(counted, **front_door)}, 60
+    )
+    models = scrape("ray_neuron_serve_front_door_models", **front_door)
+    assert {labels["state"]: n for labels, n in models} == {"ready": 4, "loading": 0}
+    ready = scrape("ray_neuron_serve_startup_phase", phase="ready")
+    assert {(one["application"], one["deployment"], one["model_name"]) for one, _ in ready} == {
+        ("blue", "engine", "demo-blue"),
+        ("green", "engine", "demo-green"),
+        ("pair", "decode", "demo-pair"),
+        ("pair", "prefill", "demo-pair"),
+    }
+    asked = scrape("ray_neuron_serve_requests_total", key="alice", status="200")
+    assert {one["application"] for one, _ in asked} == {"blue", "green", "pair"}
+    split = scrape("ray_neuron_serve_pd_requests_total", deployment="decode")
+    assert [count > 0 for _, count in split] == [True]
+
+
 def test_a_deadline_frees_the_engine(door: Door) -> None:
     for stream in (False, True):
         body = completion("demo-green", 5, 3, max_tokens=1000, stream=stream)

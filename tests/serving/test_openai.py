@@ -121,6 +121,29 @@ def test_the_rest_of_vllms_routes(stack) -> None:
         assert http.get("/openapi.json").json()["paths"].keys() >= {"/v1/messages", "/v1/responses"}
 
 
+def test_rays_scrape_has_vllms_metrics_and_ours(stack, client) -> None:
+    ask(client, QUESTION)
+    labels = {"application": "demo", "deployment": "engine", "model_name": MODEL}
+    generated = "ray_vllm_generation_tokens_total"
+    stack.wait_until(lambda: sum(v for _, v in stack.scrape(generated, **labels)) > 0, 60)
+    ((facts, one),) = stack.scrape("ray_neuron_serve_info", **labels)
+    assert one == 1
+    assert facts["replica"]
+    assert (facts["backend"], facts["vllm_version"]) == ("cpu", "0.29.0")
+    assert (facts["max_model_len"], facts["instance_type"]) == ("1024", "none")
+    phases = {each["phase"]: on for each, on in stack.scrape("ray_neuron_serve_startup_phase")}
+    assert phases == {"start": 0, "engine": 0, "weights": 0, **phases, "ready": 1}
+    assert sum(phases.values()) == 1
+    ((_, whole),) = stack.scrape("ray_neuron_serve_startup_seconds", **labels)
+    spent = stack.scrape("ray_neuron_serve_startup_phase_seconds", **labels)
+    assert sum(seconds for _, seconds in spent) == pytest.approx(whole)
+    ((_, compiled),) = stack.scrape("ray_neuron_serve_compile_seconds", **labels)
+    assert 0 < compiled < whole  # torch.compile
+    assert [up for _, up in stack.scrape("ray_neuron_serve_engine_up", **labels)] == [1]
+    assert [n for _, n in stack.scrape("ray_neuron_serve_neuron_cores", **labels)] == [0]
+    assert "neuron_serve_engine_up" in httpx.get(f"{stack.url}/metrics").text
+
+
 def test_a_request_id_comes_back(stack) -> None:
     answer = httpx.get(f"{stack.url}/v1/models", headers={"X-Request-ID": "mine"})
     assert answer.headers["x-request-id"] == "mine"

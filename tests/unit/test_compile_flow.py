@@ -92,10 +92,10 @@ def cli(*words: str | Path, path: Path | None = None, **env: str) -> subprocess.
     return done
 
 
-def replica(file: Path) -> CompiledModel:
+def replica(file: Path, phases: Phases | None = None) -> CompiledModel:
     """What a replica does about its artifact, up to the engine."""
     ((_, app),) = load(file).applications()
-    return CompiledModel(app.args, make_plan(app.args), app.args.model.where, Phases())
+    return CompiledModel(app.args, make_plan(app.args), app.args.model.where, phases or Phases())
 
 
 def prepared(file: Path) -> Path:
@@ -195,19 +195,28 @@ def test_what_a_replica_compiles_gets_its_name_when_the_engine_runs(
     store = tmp_path / "store"
     file = config(tmp_path, model, {}, path=tmp_path / "llm", store=store)
     environment: dict[str, str] = {}
-    start = replica(file)
+    told = Phases()
+    start = replica(file, told)
     start.prepare(environment)
+    assert (told.verdicts, told.compile_seconds) == (set(), None)
     draft = Path(environment[VARIABLE])
     assert draft.parent == tmp_path
+    draft_made = draft.stat().st_mtime
     assert not (tmp_path / "llm").exists()
     compiled_by_the_plugin(file, draft, tools)
+    last = draft / "model.pt"
+    os.utime(last, (0, draft_made + 1800))
     start.keep()
     start.close()
+    assert told.compile_seconds == pytest.approx(1800)
     assert not draft.exists()
     made = manifests.read(tmp_path / "llm")
     assert made is not None
     assert made.recipe.model.config_sha256
     assert prepared(file) == tmp_path / "llm"
+    told = Phases()
+    replica(file, told).prepare({})
+    assert (told.verdicts, told.compile_seconds) == ({"usable"}, 0)
     # A store in a directory is used in place by a machine that has nothing.
     other = tmp_path / "other"
     other.mkdir()

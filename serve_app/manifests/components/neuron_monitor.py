@@ -16,6 +16,7 @@ IMAGE = "public.ecr.aws/neuron/neuron-monitor:1.3.0"
 _TRN3 = ("trn3.48xlarge", "trn3n.48xlarge", "trn3en.24xlarge", "trn3s-es.48xlarge")
 """EC2's names, which the catalogue lacks: `neuronInstances` of neuron-helm-chart 1.10.0."""
 _LABELS = {"app.kubernetes.io/name": NAME}
+_PORT = 9010
 
 _KUSTOMIZATION = """\
 Utilization, memory and errors of the Neuron devices, from every Neuron node, for all
@@ -24,8 +25,8 @@ overlays: once per cluster.
 """
 
 _DAEMONSET = """\
-Port 8000 is also Serve's. In a pod and network of its own nothing clashes; with hostNetwork,
-or in the same pod as Serve, it would. Not together with the DRA driver.
+Port 9010: AWS's manifest says 8000, which is Serve's, and would clash with hostNetwork or in
+one pod with Serve. Not together with the DRA driver.
 """
 
 _MONITOR = """\
@@ -96,12 +97,12 @@ def _daemonset() -> Object:
         "command": ["/opt/bin/entrypoint.sh"],
         "args": [
             "--port",
-            "8000",
+            str(_PORT),
             "--neuron-monitor-config",
             "/opt/aws/neuron/bin/neuron-monitor.conf",
         ],
         "env": [{"name": "GOMEMLIMIT", "value": "160MiB"}],
-        "ports": [{"name": "metrics", "containerPort": 8000}],
+        "ports": [{"name": "metrics", "containerPort": _PORT}],
         "resources": {
             "requests": {"cpu": "256m", "memory": "128Mi"},
             "limits": {"cpu": "500m", "memory": "256Mi"},
