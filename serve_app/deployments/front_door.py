@@ -18,9 +18,12 @@ from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Refused, bearer
 from serve_app.config import parse_front_door_args
 from serve_app.config.environment import expand
+from serve_app.config.serve_file import FRONT_DOOR
 from serve_app.deployments.hub import start_hub
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
 from serve_app.ingress.access import not_let_in
+from serve_app.observability.spans import TracingMiddleware
+from serve_app.observability.traces import endpoint, flush, prepare, start_exporter
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,7 +52,16 @@ class FrontDoorReplica:
         bytes_ = int(self._args.limits.max_body_mib * 2**20)
         gate = {} if keys is None else {"gate": _gate(keys)}
         self._app = FrontDoor(lambda: self._directory, self._args.upstream, bytes_, **gate)
-        return self._app
+        return self._with_traces(self._app)
+
+    def _with_traces(self, app: ASGIApp) -> ASGIApp:
+        url = endpoint(os.environ)
+        if url is None:
+            return app
+        context = serve.get_replica_context()
+        prepare(os.environ, context.app_name, FRONT_DOOR, context.replica_tag)
+        start_exporter(url, os.environ)
+        return TracingMiddleware(app, {})
 
     async def _follow(self) -> None:
         """Keep the directory as new as a second. What cannot be asked leaves it as it was."""
@@ -80,6 +92,7 @@ class FrontDoorReplica:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         await self._app.close()
+        await flush()
 
 
 def _running() -> set[str]:

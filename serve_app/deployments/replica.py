@@ -72,7 +72,7 @@ class EngineReplica:
         if self._handle is not None and policy is not None:
             pool = PrefillPool(self._handle, policy.timeout_s, self._args.model.id)
             await self._meet(pool, engine.app, phases)
-        add_ingress(engine.app, self._args.limits, access, pool, policy)
+        add_ingress(engine.app, self._args.limits, access, pool, policy, engine.attributes)
         self._presence.serves(engine.cards)
         phases.report(READY)
         return engine.app
@@ -113,7 +113,7 @@ class EngineReplica:
         if self._presence is not None:
             await self._presence.leave()
         if self._engine is not None:
-            self._engine.shutdown()
+            await self._engine.shutdown()
 
 
 class PrefillReplica:
@@ -137,7 +137,7 @@ class PrefillReplica:
     async def __del__(self) -> None:
         """Called by Serve after the replica's requests have ended."""
         if hasattr(self, "_engine"):
-            self._engine.shutdown()
+            await self._engine.shutdown()
 
 
 async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
@@ -156,7 +156,8 @@ async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
         slot = before + serve.get_replica_context().rank.rank
         host = ray.util.get_node_ip_address()
         claim_side_channel(os.environ, host, first, slot, slots, ports)
-    return await start_engine(args, plan, phases)
+    context = serve.get_replica_context()
+    return await start_engine(args, plan, phases, (context.app_name, name, context.replica_tag))
 
 
 async def _starts_up() -> bool:

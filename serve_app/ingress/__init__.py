@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI
 
 from serve_app.config import Limits, Prefill
@@ -12,6 +14,8 @@ from serve_app.ingress.disconnect import DisconnectMiddleware
 from serve_app.ingress.errors import answer_in_openai_form
 from serve_app.ingress.first_byte import FirstByteMiddleware
 from serve_app.ingress.prefill import PrefillMiddleware, Prefills
+from serve_app.ingress.tracing import traced
+from serve_app.observability.spans import TracingMiddleware
 
 __all__ = ["add_ingress"]
 
@@ -22,12 +26,16 @@ def add_ingress(
     access: Access | None = None,
     prefills: Prefills | None = None,
     policy: Prefill | None = None,
+    attributes: Mapping[str, str] | None = None,
 ) -> None:
-    """Add to vLLM's app what serving it from a replica needs; `prefills`: with a prefill leg."""
+    """Add to vLLM's app what serving it from a replica needs; `prefills`: with a prefill leg;
+    `attributes`: with a span of these for each request."""
     # vLLM's container standards have built the stack already; Starlette builds it anew.
     app.middleware_stack = None
     answer_in_openai_form(app)
     if prefills is not None and policy is not None:
+        if attributes is not None:
+            prefills = traced(prefills)
         app.add_middleware(PrefillMiddleware, prefills=prefills, policy=policy)
     app.add_middleware(FirstByteMiddleware)
     if access is not None:
@@ -35,3 +43,5 @@ def add_ingress(
     app.add_middleware(BodyLimitMiddleware, max_body_mib=limits.max_body_mib)
     app.add_middleware(DeadlineMiddleware)
     app.add_middleware(DisconnectMiddleware)
+    if attributes is not None:
+        app.add_middleware(TracingMiddleware, attributes=attributes)
