@@ -28,6 +28,7 @@ from serve_app.engine.errors import StartupError
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import ENGINE, Phases, logger
 from serve_app.engine.weights import fetch
+from serve_app.observability.logs import in_serves_form, join_serve, say_who
 from serve_app.observability.traces import ARGUMENT, flush, prepare
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Engine:
         if plan.engine_args.get(ARGUMENT):
             # With adapters only the request's body says which model.
             lora = args.engine.get("enable_lora")
-            self.attributes = {} if lora else {"gen_ai.request.model": args.model.id}
+            self.attributes = {} if lora else {"gen_ai.response.model": args.model.id}
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
@@ -166,6 +167,7 @@ async def start_engine(
     plan = with_traces(plan, os.environ)
     if plan.engine_args.get(ARGUMENT):
         prepare(os.environ, *who)
+    say_who(os.environ, *who)
     # The whole start runs outside the event loop and under no time limit.
     model = await asyncio.to_thread(
         fetch, args.model.where, args.model.revision, "model.source", phases
@@ -199,6 +201,7 @@ async def _start_vllm(
     logger.info("engine: %s", shlex.join(command))
     clock = StepClock()
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
+    join_serve()
     from serve_app.engine import adapter
 
     return Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
@@ -240,7 +243,7 @@ def _child_events(phases: Phases) -> Iterator[list[str]]:
         events = Path(directory, "events.jsonl")
         events.touch()
         config = Path(directory, "logging.json")
-        config.write_text(json.dumps(logging_config(events)))
+        config.write_text(json.dumps(in_serves_form(logging_config(events))))
         if ours := "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
             os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
         done = threading.Event()

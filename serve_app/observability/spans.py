@@ -61,7 +61,7 @@ class TracingMiddleware:
     """A server span for each POST; what answers it sees a `traceparent` that names the span.
 
     Outside all other middleware, so that refusals have their spans, too. Of the answer it looks at
-    the type of each message, and at the first and the last.
+    the type of each message, and at the first and the last. `attributes`: of a good answer.
     """
 
     def __init__(self, app: ASGIApp, attributes: Attributes) -> None:
@@ -72,7 +72,6 @@ class TracingMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST":
             return await self.app(scope, receive, send)
         name, attributes = _known(scope)
-        attributes |= self._attributes
         span, headers = start(name, SpanKind.SERVER, scope["headers"], attributes)
         scope = {**scope, "headers": list(headers), "state": scope.get("state") or {}}
         status, ended, failure = 0, False, ""
@@ -94,6 +93,8 @@ class TracingMiddleware:
             if span.is_recording():
                 if failure or status >= 500:
                     fail(span, failure or str(status))
+                if status < 400:
+                    span.set_attributes({**self._attributes})
                 span.set_attributes(_learned(scope, status, ended or bool(failure)))
             span.end()
         return None

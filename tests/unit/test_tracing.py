@@ -95,7 +95,7 @@ class App:
 
 async def ask(app: Any, **options: Any) -> Got:
     got = Got()
-    middleware = TracingMiddleware(app, {"gen_ai.request.model": "demo"})
+    middleware = TracingMiddleware(app, {"gen_ai.response.model": "demo"})
     await middleware(scope_of(**options), Client([SECRET.encode()]).receive, got.send)
     return got
 
@@ -113,7 +113,7 @@ async def test_a_request_without_a_trace_starts_one(collector: Collector) -> Non
         "url.path": CHAT,
         "url.scheme": "http",
         "gen_ai.operation.name": "chat",
-        "gen_ai.request.model": "demo",
+        "gen_ai.response.model": "demo",
         "gen_ai.usage.input_tokens": 7,
         "gen_ai.usage.output_tokens": 5,
         "neuron_serve.request_id": "mine",
@@ -209,7 +209,7 @@ def replica(prefills: Any, access: Access | None = None) -> FastAPI:
         return JSONResponse(dict(request.headers))
 
     app.router.add_route(CHAT, answer, methods=["POST"])
-    add_ingress(app, Limits(), access, prefills, Prefill(), {"gen_ai.request.model": "demo"})
+    add_ingress(app, Limits(), access, prefills, Prefill(), {"gen_ai.response.model": "demo"})
     return app
 
 
