@@ -201,7 +201,6 @@ async def _start_vllm(
     logger.info("engine: %s", shlex.join(command))
     clock = StepClock()
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
-    join_serve()
     from serve_app.engine import adapter
 
     return Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
@@ -210,6 +209,7 @@ async def _start_vllm(
 def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:
     with _handlers_kept():
         from serve_app.engine import adapter
+    join_serve()
     with _handlers_kept(), _child_events(phases) as errors:
         try:
             parsed = adapter.parse(command)

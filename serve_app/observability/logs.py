@@ -67,13 +67,12 @@ def in_serves_form(config: dict[str, Any]) -> Mapping[str, Any]:
 
 
 def join_serve() -> None:
-    """In the replica: vLLM's lines go where Serve's go, if that is JSON; Serve adds request,
-    application and replica. Until now they went to standard output."""
+    """In the replica, once vLLM is imported: its lines go where Serve's go, if that is JSON, and no
+    more to standard output. Serve adds request, application and replica."""
     if _FIELDS not in os.environ:
         return
     vllm = logging.getLogger(_VLLM)
-    for console in [each for each in vllm.handlers if isinstance(each, Console)]:
+    for console in [each for each in vllm.handlers if type(each) is logging.StreamHandler]:
         vllm.removeHandler(console)
-        console.stream.close()
     for handler in logging.getLogger(_SERVE).handlers:
         vllm.addHandler(handler)

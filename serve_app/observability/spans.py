@@ -22,6 +22,8 @@ from serve_app.observability.traces import KEY
 Headers = tuple[tuple[bytes, bytes], ...]
 Attributes = Mapping[str, str | int | float | bool]
 
+_TRACER = trace.get_tracer("neuron-serve")
+"""Of whichever provider this process gets (vLLM's)."""
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
 _ITS_HEADERS = frozenset([b"traceparent", b"tracestate"])
 _OPERATIONS = {
@@ -43,8 +45,7 @@ def start(
     headers = tuple(headers)
     given = {n.decode(): v.decode("latin-1") for n, v in headers if n in _ITS_HEADERS}
     parent = _TRACE_CONTEXT.extract(given)
-    tracer = trace.get_tracer("neuron-serve")
-    span = tracer.start_span(name, parent, kind, {**attributes})
+    span = _TRACER.start_span(name, parent, kind, {**attributes})
     carrier: dict[str, str] = {}
     _TRACE_CONTEXT.inject(carrier, trace.set_span_in_context(span))
     rest = (each for each in headers if each[0] not in _ITS_HEADERS)

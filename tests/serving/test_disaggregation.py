@@ -232,20 +232,22 @@ def test_what_is_told_of_a_request_and_what_never(pd: Stack, collector: Collecto
 
     def accesses() -> list[dict[str, Any]]:
         told = lines("serve/replica_demo_decode_*.log")
-        return [each for each in told if each.get("request_id") == "told"]
+        mine = [each for each in told if each.get("request_id") == "told"]
+        return [each for each in mine if each["message"].startswith("POST ")]
 
     wait_until(lambda: len(accesses()) == 9, 20, accesses)
-    line = accesses()[0]
-    assert re.fullmatch(r"POST /v1/chat/completions 200 [\d.]+ms", line["message"])
+    good = re.compile(r"POST /v1/chat/completions 200 [\d.]+ms")
+    (line,) = [each for each in accesses() if good.fullmatch(each["message"])]
     assert (line["application"], line["deployment"]) == ("demo", "demo_decode")
     assert line["replica"]
     # vLLM's own: in the replica with the request, in EngineCore with the replica.
-    (theirs,) = [
-        each
-        for each in lines("serve/replica_demo_prefill_*.log")
-        if "`not-there` does not exist" in each["message"]
-    ]
-    assert (theirs["request_id"], theirs["application"]) == ("told", "demo")
+    for engine in ("decode", "prefill"):
+        (theirs,) = [
+            each
+            for each in lines(f"serve/replica_demo_{engine}_*.log")
+            if "`not-there` does not exist" in each["message"]
+        ]
+        assert (theirs["request_id"], theirs["application"]) == ("told", "demo")
     cores = [each for each in lines("worker-*.out") if "EngineCore" in each.get("component", "")]
     assert {(each["application"], each["deployment"]) for each in cores} == {
         ("demo", "decode"),

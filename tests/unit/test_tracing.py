@@ -30,7 +30,7 @@ from serve_app.ingress import add_ingress
 from serve_app.ingress.access import Access
 from serve_app.ingress.prefill import Answer, Leg, Unavailable
 from serve_app.ingress.tracing import traced
-from serve_app.observability import traces
+from serve_app.observability import spans, traces
 from serve_app.observability.spans import TracingMiddleware
 from serve_app.observability.traces import endpoint, flush, prepare
 from tests.collector import Collector, Span
@@ -370,7 +370,7 @@ async def test_a_collector_that_is_away(
         provider = TracerProvider(shutdown_on_exit=False)
         exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{never.getsockname()[1]}/v1/traces")
         provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=10))
-        monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+        monkeypatch.setattr(spans, "_TRACER", provider.get_tracer("test"))
         monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
         begin = time.monotonic()
         for _ in range(20):
