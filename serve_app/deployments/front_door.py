@@ -22,7 +22,6 @@ from serve_app.config.serve_file import FRONT_DOOR
 from serve_app.deployments.hub import start_hub
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
 from serve_app.ingress.access import not_let_in
-from serve_app.observability.spans import TracingMiddleware
 from serve_app.observability.traces import endpoint, flush, prepare, start_exporter
 
 logger = logging.getLogger("ray.serve")
@@ -61,6 +60,8 @@ class FrontDoorReplica:
         context = serve.get_replica_context()
         prepare(os.environ, context.app_name, FRONT_DOOR, context.replica_tag)
         start_exporter(url, os.environ)
+        from serve_app.observability.spans import TracingMiddleware
+
         return TracingMiddleware(app, {})
 
     async def _follow(self) -> None:
@@ -92,7 +93,8 @@ class FrontDoorReplica:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         await self._app.close()
-        await flush()
+        if endpoint(os.environ):
+            await flush()
 
 
 def _running() -> set[str]:

@@ -14,8 +14,6 @@ from serve_app.ingress.disconnect import DisconnectMiddleware
 from serve_app.ingress.errors import answer_in_openai_form
 from serve_app.ingress.first_byte import FirstByteMiddleware
 from serve_app.ingress.prefill import PrefillMiddleware, Prefills
-from serve_app.ingress.tracing import traced
-from serve_app.observability.spans import TracingMiddleware
 
 __all__ = ["add_ingress"]
 
@@ -35,6 +33,8 @@ def add_ingress(
     answer_in_openai_form(app)
     if prefills is not None and policy is not None:
         if attributes is not None:
+            from serve_app.ingress.tracing import traced  # an image may lack OpenTelemetry
+
             prefills = traced(prefills)
         app.add_middleware(PrefillMiddleware, prefills=prefills, policy=policy)
     app.add_middleware(FirstByteMiddleware)
@@ -44,4 +44,6 @@ def add_ingress(
     app.add_middleware(DeadlineMiddleware)
     app.add_middleware(DisconnectMiddleware)
     if attributes is not None:
+        from serve_app.observability.spans import TracingMiddleware
+
         app.add_middleware(TracingMiddleware, attributes=attributes)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -385,7 +387,20 @@ async def test_a_collector_that_is_away(
         exporter.shutdown()
 
 
+OFF = """
+import sys
+sys.modules["opentelemetry"] = None  # as in an image without it
+from fastapi import FastAPI
+from serve_app.config import Limits, Prefill
+from serve_app.ingress import add_ingress
+app = FastAPI()
+add_ingress(app, Limits(), None, lambda leg: None, Prefill())
+print([middleware.cls.__name__ for middleware in app.user_middleware])
+"""
+
+
 def test_off_means_not_there() -> None:
-    app = FastAPI()
-    add_ingress(app, Limits())
-    assert TracingMiddleware not in [middleware.cls for middleware in app.user_middleware]
+    command = [sys.executable, "-W", "ignore", "-c", OFF]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "PrefillMiddleware" in done.stdout
+    assert "Tracing" not in done.stdout
