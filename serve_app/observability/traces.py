@@ -7,7 +7,6 @@ exporter (vllm/tracing), and our spans go the same way.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -101,6 +100,8 @@ def start_exporter(url: str, environment: Mapping[str, str]) -> None:
 
 async def flush(seconds: float = FLUSH_S) -> None:
     """Send what waits. A collector that does not answer costs `seconds`, not its own time-out."""
+    import asyncio  # `check --show` needs this module without it
+
     from opentelemetry import trace
 
     send: Any = getattr(trace.get_tracer_provider(), "force_flush", None)
