@@ -7,6 +7,7 @@ not parse; 130 ended by Ctrl-C before the models were ready.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -265,12 +266,14 @@ def show_version() -> None:
 def _resolved(document: Document) -> dict[str, dict[str, object]]:
     """Per engine: the equal `vllm serve` line, environment and Serve options."""
     from serve_app.backends import engines_of, make_plan
+    from serve_app.backends.traces import with_traces
     from serve_app.deployments.options import deployment_options
 
     resolved: dict[str, dict[str, object]] = {}
     for engine in engines_of(document):
         try:
             plan = make_plan(engine.args)
+            plan = with_traces(plan, {**os.environ, **plan.env})
         except ConfigError:
             continue  # the findings say why there is no plan
         model = engine.args.model

@@ -252,7 +252,9 @@ def _known_arguments(engine: dict[str, Any]) -> dict[str, Any]:
 def _no_secrets(env: dict[str, str]) -> dict[str, str]:
     faults = []
     for name, value in env.items():
-        secret = any(word in name.upper() for word in ("TOKEN", "KEY", "SECRET", "PASSWORD"))
+        secret = any(
+            word in name.upper() for word in ("TOKEN", "KEY", "SECRET", "PASSWORD", "HEADERS")
+        )
         if secret and value and not references(value):
             mend = f"write {name}: ${{{name}}} and set it where the replica runs"
             faults.append((name, f"{name} looks like a secret, in clear text", mend))

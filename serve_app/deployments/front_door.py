@@ -19,11 +19,13 @@ from serve_app.access.key_file import KeyFile
 from serve_app.access.keyring import Refused, bearer
 from serve_app.config import parse_front_door_args
 from serve_app.config.environment import expand
+from serve_app.config.serve_file import FRONT_DOOR
 from serve_app.deployments.hub import start_hub
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
 from serve_app.ingress.access import not_let_in
 from serve_app.observability.front_door import PREFIX, counted, show_models
+from serve_app.observability.traces import endpoint, flush, prepare, start_exporter
 
 logger = logging.getLogger("ray.serve")
 
@@ -58,7 +60,18 @@ class FrontDoorReplica:
         gate = {} if keys is None else {"gate": _gate(keys)}
         self._work.append(asyncio.create_task(MetricsMirror(None, (PREFIX,)).run()))
         self._app = _Counted(lambda: self._directory, self._args.upstream, bytes_, **gate)
-        return self._app
+        return self._with_traces(self._app)
+
+    def _with_traces(self, app: ASGIApp) -> ASGIApp:
+        url = endpoint(os.environ)
+        if url is None:
+            return app
+        context = serve.get_replica_context()
+        prepare(os.environ, context.app_name, FRONT_DOOR, context.replica_tag)
+        start_exporter(url, os.environ)
+        from serve_app.observability.spans import TracingMiddleware
+
+        return TracingMiddleware(app, {})
 
     async def _follow(self) -> None:
         """Keep the directory as new as a second. What cannot be asked leaves it as it was."""
@@ -90,6 +103,8 @@ class FrontDoorReplica:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         await self._app.close()
+        if endpoint(os.environ):
+            await flush()
 
 
 def _running() -> set[str]:

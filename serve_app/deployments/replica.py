@@ -74,7 +74,7 @@ class EngineReplica:
         if self._handle is not None and policy is not None:
             pool = PrefillPool(self._handle, policy.timeout_s, self._args.model.id)
             await self._meet(pool, engine.app, phases)
-        add_ingress(engine.app, self._args.limits, access, pool, policy)
+        add_ingress(engine.app, self._args.limits, access, pool, policy, engine.attributes)
         self._presence.serves(engine.cards)
         phases.report(READY)
         return engine.app
@@ -115,7 +115,7 @@ class EngineReplica:
         if self._presence is not None:
             await self._presence.leave()
         if self._engine is not None:
-            self._engine.shutdown()
+            await self._engine.shutdown()
 
 
 class PrefillReplica:
@@ -139,7 +139,7 @@ class PrefillReplica:
     async def __del__(self) -> None:
         """Called by Serve after the replica's requests have ended."""
         if hasattr(self, "_engine"):
-            self._engine.shutdown()
+            await self._engine.shutdown()
 
 
 async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
@@ -160,7 +160,9 @@ async def _start(application: AppArgs, name: str, phases: Phases) -> Engine:
         claim_side_channel(os.environ, host, first, slot, slots, ports)
     metrics = ReplicaMetrics(args.model.id, plan, phases)
     show(metrics, args.model.id)
-    engine = await start_engine(args, plan, phases)
+    context = serve.get_replica_context()
+    who = (context.app_name, name, context.replica_tag)
+    engine = await start_engine(args, plan, phases, who)
     metrics.engine = engine
     return engine
 

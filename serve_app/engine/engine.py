@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app.backends import EnginePlan
+from serve_app.backends.traces import with_traces
 from serve_app.config import AppArgs
 from serve_app.config.environment import expand
 from serve_app.engine.accounts import keep_accounts
@@ -26,7 +27,9 @@ from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
 from serve_app.engine.phases import ENGINE, Phases, logger
 from serve_app.engine.weights import fetch
+from serve_app.observability.logs import in_serves_form, join_serve, say_who
 from serve_app.observability.replica import take_files
+from serve_app.observability.traces import ARGUMENT, flush, prepare
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -69,6 +72,12 @@ class Engine:
         # NxDI with LoRA: a request that names no adapter ends the engine (vllm-neuron,
         # neuronx_distributed_model_runner.py, `None.lora_name`).
         self._probes = not (plan.backend == "nxdi" and args.engine.get("enable_lora"))
+        self.attributes: dict[str, str] | None = None
+        """Of every request's span; None: no traces."""
+        if plan.engine_args.get(ARGUMENT):
+            # With adapters only the request's body says which model.
+            lora = args.engine.get("enable_lora")
+            self.attributes = {} if lora else {"gen_ai.response.model": args.model.id}
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
@@ -138,22 +147,32 @@ class Engine:
             self._probe.cancel()
             self._probe = None
 
-    def shutdown(self) -> None:
-        """End EngineCore and its workers."""
+    async def shutdown(self) -> None:
+        """Send the last spans; end EngineCore and its workers."""
         self._stop_probe()
+        if self.attributes is not None:
+            await flush()
         self._watch.cancel()
         self._llm.shutdown()
 
 
-async def start_engine(args: AppArgs, plan: EnginePlan, phases: Phases) -> Engine:
+async def start_engine(
+    args: AppArgs, plan: EnginePlan, phases: Phases, who: tuple[str, str, str] = ("", "", "")
+) -> Engine:
     """Fetch the weights, start vLLM and build its app. Sets this process's environment.
 
+    `who`: application, deployment and replica, for traces.
+
     Raises:
-        ConfigError: a variable that `env` refers to is unset.
+        ConfigError: a variable that `env` refers to is unset, or traces have no exporter.
         StartupError: one line with the first cause.
     """
     for name, value in plan.env.items():
         os.environ[name] = expand(value, os.environ, f"env.{name}")
+    plan = with_traces(plan, os.environ)
+    if plan.engine_args.get(ARGUMENT):
+        prepare(os.environ, *who)
+    say_who(os.environ, *who)
     # The whole start runs outside the event loop and under no time limit.
     model = await asyncio.to_thread(
         fetch, args.model.where, args.model.revision, "model.source", phases
@@ -200,6 +219,7 @@ async def _start_vllm(
 def _start(command: list[str], clock: StepClock, phases: Phases) -> tuple[Any, Any]:
     with _handlers_kept():
         from serve_app.engine import adapter
+    join_serve()
     with _handlers_kept(), _child_events(phases) as errors:
         try:
             parsed = adapter.parse(command)
@@ -233,7 +253,7 @@ def _child_events(phases: Phases) -> Iterator[list[str]]:
         events = Path(directory, "events.jsonl")
         events.touch()
         config = Path(directory, "logging.json")
-        config.write_text(json.dumps(logging_config(events)))
+        config.write_text(json.dumps(in_serves_form(logging_config(events))))
         if ours := "VLLM_LOGGING_CONFIG_PATH" not in os.environ:
             os.environ["VLLM_LOGGING_CONFIG_PATH"] = str(config)
         done = threading.Event()

@@ -29,6 +29,7 @@ from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.body import read, replay
 from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
+from serve_app.observability.traces import KEY
 
 logger = logging.getLogger("ray.serve")
 
@@ -97,6 +98,7 @@ class AccessMiddleware:
         key = self._key(scope["headers"])
         if isinstance(key, Refused):
             return await _refuse(not_let_in(key), scope, receive, send)
+        scope[KEY] = key.name
         if not _may(key, path):
             message = f"{path} is for keys with `admin`, which {key.name!r} is not."
             return await _refuse(refusal(403, message), scope, receive, send)

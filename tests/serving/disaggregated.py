@@ -24,6 +24,7 @@ proxy_location: HeadOnly
 http_options:
   host: 127.0.0.1
   port: {port}
+logging_config: {{encoding: JSON}}
 applications:
   - name: demo
     route_prefix: /

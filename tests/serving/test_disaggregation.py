@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
+import re
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from tests.collector import Collector, Span
 from tests.serving.conftest import HTTP, MODEL, Stack, free_port, start
 from tests.serving.disaggregated import (
     CONFIG,
@@ -34,14 +39,25 @@ REPLACED_S = 240
 
 
 @pytest.fixture(scope="module")
-def pd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """`neuron-serve run` of two prefill and two decode replicas."""
+def collector() -> Iterator[Collector]:
+    made = Collector()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def pd(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Stack]:
+    """`neuron-serve run` of two prefill and two decode replicas, traced, with logs in JSON."""
     directory = tmp_path_factory.mktemp("pd")
     port = free_port()
     config = directory / "pd.yaml"
     config.write_text(CONFIG.format(port=port))
     command = str(Path(sys.executable).with_name("neuron-serve"))
-    running = start([command, "run", "--address", "local", str(config)], port, directory / "log")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in collector.environment.items():
+            patch.setenv(name, value)
+        arguments = ["run", "--address", "local", str(config)]
+        running = start([command, *arguments], port, directory / "log")
     try:
         running.wait_until_ready(400)
         wait_until(lambda: "ready in" in running.log.read_text(), 400, running.log.read_text)
@@ -156,6 +172,90 @@ def test_bad_requests_are_refused_in_vllms_words(pd: Stack) -> None:
         answer = HTTP.post(f"{pd.url}/v1/completions", json=body)
         assert 400 <= answer.status_code < 500, answer.text
         assert answer.json()["error"]["message"]
+
+
+SECRET = "my hovercraft is full of eels"
+
+
+def test_one_trace_through_both_engines(pd: Stack, collector: Collector) -> None:
+    trace, parent = uuid.uuid4().hex, "b" * 16
+    headers = {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "traced"}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 5}
+    answer = HTTP.post(f"{pd.url}/v1/chat/completions", json=chat, headers=headers)
+    assert (answer.status_code, answer.headers["x-request-id"]) == (200, "traced")
+
+    def of_it() -> list[Span]:
+        return [span for span in collector.spans if span.trace == trace]
+
+    collector.wait_for(lambda _: len(of_it()) == 4)
+    (server,) = [span for span in of_it() if span.parent == parent]
+    assert (server.name, server.kind) == ("POST /v1/chat/completions", "SERVER")
+    assert server.attributes["gen_ai.usage.output_tokens"] == 5
+    assert server.attributes["neuron_serve.request_id"] == "traced"
+    below = {span.name: span for span in of_it() if span.parent == server.id}
+    assert below.keys() == {"prefill", "llm_request"}
+    leg, decode = below["prefill"], below["llm_request"]
+    (prefill,) = [span for span in of_it() if span.parent == leg.id]
+    assert prefill.name == "llm_request"
+    for span, name in ((server, "decode"), (leg, "decode"), (decode, "decode")):
+        assert span.resource["neuron_serve.deployment"] == name
+    assert prefill.resource["neuron_serve.deployment"] == "prefill"
+    assert prefill.attributes["gen_ai.usage.completion_tokens"] == 1
+    assert {span.resource["service.name"] for span in of_it()} == {"neuron-serve"}
+    assert {span.resource["neuron_serve.application"] for span in of_it()} == {"demo"}
+
+
+def lines(pattern: str) -> Iterator[dict[str, Any]]:
+    """The lines of JSON of some of the logs."""
+    for file in (SESSION / "logs").glob(pattern):
+        yield from (json.loads(line) for line in file.read_text().splitlines() if line[:1] == "{")
+
+
+def test_what_is_told_of_a_request_and_what_never(pd: Stack, collector: Collector) -> None:
+    url = f"{pd.url}/v1/chat/completions"
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": SECRET}], "max_tokens": 5}
+    schema = {"name": "x", "schema": {"type": SECRET}}
+    for more in (
+        {},
+        {"temperature": SECRET},
+        {"messages": SECRET},
+        {"messages": [{"role": "user", "content": SECRET * 500}]},
+        {"messages": [{"role": "user", "content": [{"type": SECRET, "text": SECRET}]}]},
+        {"response_format": {"type": "json_schema", "json_schema": schema}},
+        {"tools": [{"type": "function", "function": {"name": SECRET, "parameters": SECRET}}]},
+        {"model": "not-there"},
+    ):
+        HTTP.post(url, json={**chat, **more}, headers={"x-request-id": "told"})
+    broken = json.dumps(chat)[:-1]
+    headers = {"content-type": "application/json", "x-request-id": "told"}
+    assert HTTP.post(url, content=broken, headers=headers).status_code == 400
+
+    def accesses() -> list[dict[str, Any]]:
+        told = lines("serve/replica_demo_decode_*.log")
+        mine = [each for each in told if each.get("request_id") == "told"]
+        return [each for each in mine if each["message"].startswith("POST ")]
+
+    wait_until(lambda: len(accesses()) == 9, 20, accesses)
+    good = re.compile(r"POST /v1/chat/completions 200 [\d.]+ms")
+    (line,) = [each for each in accesses() if good.fullmatch(each["message"])]
+    assert (line["application"], line["deployment"]) == ("demo", "demo_decode")
+    assert line["replica"]
+    # vLLM's own: in the replica with the request, in EngineCore with the replica.
+    for engine in ("decode", "prefill"):
+        (theirs,) = [
+            each
+            for each in lines(f"serve/replica_demo_{engine}_*.log")
+            if "`not-there` does not exist" in each["message"]
+        ]
+        assert (theirs["request_id"], theirs["application"]) == ("told", "demo")
+    cores = [each for each in lines("worker-*.out") if "EngineCore" in each.get("component", "")]
+    assert {(each["application"], each["deployment"]) for each in cores} == {
+        ("demo", "decode"),
+        ("demo", "prefill"),
+    }
+    assert not [body for body in collector.bodies if SECRET.encode() in body]
+    for file in (SESSION / "logs").rglob("*"):
+        assert not (file.is_file() and SECRET.encode() in file.read_bytes()), file
 
 
 def burst(

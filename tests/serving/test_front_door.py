@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from serve_app.access.keyring import dump, issue
+from tests.collector import Collector
 from tests.serving.conftest import HTTP, command_line, free_port, issue_keys, start
 from tests.serving.disaggregated import engine_of
 
@@ -79,7 +81,11 @@ class Door:
         file = directory / "models.yaml"
         file.write_text(config)
         command = ["neuron-serve", "run", "--address", "local", str(file)]
-        self.stack = start(command, port, directory / "log")
+        self.collector = Collector()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.collector.environment.items():
+                patch.setenv(name, value)
+            self.stack = start(command, port, directory / "log")
 
     @property
     def url(self) -> str:
@@ -143,6 +149,7 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     finally:
         if made.stack.process.poll() is None:
             made.stack.stop()
+        made.collector.close()
 
 
 def chat(model: str, text: str = "What is TTFT?", **more: Any) -> dict[str, Any]:
@@ -187,6 +194,24 @@ def test_a_canary_gets_its_share(door: Door) -> None:
     )
     assert set(answered) == {"demo-blue", "demo-green"}
     assert 2 <= answered["demo-green"] <= 28  # 0.2 of 60, out of 1e-4 of the cases
+
+
+def test_a_trace_through_what_the_front_door_relays(door: Door) -> None:
+    trace, parent = uuid.uuid4().hex, "b" * 16
+    late = {"user": "x" * 300_000, "prompt": "a", "max_tokens": 1, "model": "demo-green"}
+    headers = {"traceparent": f"00-{trace}-{parent}-01"}
+    assert door.post("/v1/completions", late, headers=headers).status_code == 200
+    spans = door.collector.wait_for(lambda all_: sum(span.trace == trace for span in all_) == 3)
+    below = {span.parent: span for span in spans if span.trace == trace}
+    relay = below[parent]
+    engine = below[relay.id]
+    assert (relay.name, engine.name) == ("POST /v1/completions",) * 2
+    assert below[engine.id].name == "llm_request"
+    named = [span.resource["neuron_serve.deployment"] for span in (relay, engine)]
+    assert named == ["front-door", "engine"]
+    assert engine.attributes["neuron_serve.key"] == "alice"
+    secret = door.texts["alice"].encode()
+    assert not [body for body in door.collector.bodies if secret in body]
 
 
 def test_bodies_larger_than_haproxys_buffer(door: Door) -> None:
