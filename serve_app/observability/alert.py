@@ -51,7 +51,7 @@ def as_prometheus(groups: Mapping[str, Sequence[Rule]]) -> dict[str, Any]:
     """A Prometheus rules file, and the `spec` of a PrometheusRule."""
     return {
         "groups": [
-            {"name": name, "interval": "30s", "rules": [_rule(rule) for rule in rules]}
+            {"name": name, "rules": [_rule(rule) for rule in rules]}
             for name, rules in groups.items()
         ]
     }

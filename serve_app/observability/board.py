@@ -201,7 +201,6 @@ def _variable(variable: Variable) -> dict[str, Any]:
         "label": variable.title,
         "type": "query",
         "datasource": _DATASOURCE,
-        "definition": variable.query,
         "query": {"query": variable.query, "refId": variable.name},
         "multi": True,
         "includeAll": True,

@@ -63,10 +63,7 @@ def quick(door: Door, neuron_port: int, directory: Path) -> dict[str, Any]:
     for usual, here in ports.items():
         assert f":{usual}" in text
         text = text.replace(f":{usual}", f":{here}")
-    rules = as_prometheus(GROUPS)
-    for group in rules["groups"]:
-        group["interval"] = "5s"
-    (directory / "rules.yaml").write_text(yaml.safe_dump(rules))
+    (directory / "rules.yaml").write_text(yaml.safe_dump(as_prometheus(GROUPS)))
     interval = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "5s"}
     return config | {"global": interval, "scrape_configs": yaml.safe_load(text)}
 
