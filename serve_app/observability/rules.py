@@ -21,6 +21,12 @@ def _count(window: str) -> str:
     return f"sum by ({_ENGINE}) (increase({metric}[{window}]))"
 
 
+_REPLICA = f"{_ENGINE}, replica"
+_COMPILED = "ray_neuron_serve_compile_seconds"
+_COMPILES = 'ray_neuron_serve_startup_phase_seconds{phase="compile"}'
+_UP = f"sum by ({_DEPLOYMENT}) (ray_neuron_serve_engine_up)"
+# A replica ends as soon as its engine has: a 0 may never be scraped.
+_WERE = f"max_over_time({_UP}[10m:15s])"
 _SEEN = f"count by ({_DEPLOYMENT}) (last_over_time(ray_serve_deployment_replica_starts_total[30m]))"
 _THERE = f"count by ({_DEPLOYMENT}) (ray_serve_deployment_replica_starts_total)"
 _WAITING = f"sum by ({_ENGINE}) (avg_over_time(ray_vllm_num_requests_waiting[5m]))"
@@ -92,13 +98,22 @@ SERVING = (
 REPLICAS = (
     Rule(
         "NeuronServeEngineDead",
-        (When(f"min by ({_ENGINE}) (min_over_time(ray_neuron_serve_engine_up[2m]))", "<", 1),),
+        (
+            When(f"{_WERE} - ({_UP} or {_WERE} * 0)", ">", 0),
+            When(
+                f"max by ({_DEPLOYMENT}) (ray_serve_autoscaling_target_replicas) - "
+                f"({_UP} or {_WERE} * 0)",
+                ">",
+                0,
+            ),
+        ),
         "critical",
         f"{_WHERE}: an engine died or is frozen",
-        "EngineCore ended, or its one-token probe failed; Serve replaces the replica.",
+        "Fewer engines answer than in the last 10 minutes, and fewer than Serve wants. A change "
+        "of the Serve file that ends a replica before the next one looks the same.",
         "neuron-serve status",
-        "The replica's log has the engine's last words. Once is Serve's matter; see "
-        "NeuronServeRestartLoop for more.",
+        "Serve starts it anew; the log of the replica before has the engine's last words. If it "
+        "happens again: NeuronServeRestartLoop.",
     ),
     Rule(
         "NeuronServeApplicationDown",
@@ -123,13 +138,19 @@ REPLICAS = (
     ),
     Rule(
         "NeuronServeCompileInServingPath",
-        (When(f"max by ({_ENGINE}, replica) (ray_neuron_serve_compile_seconds)", ">", 60),),
+        (
+            # nxdi's is absent while it compiles, and the phase is there.
+            When(
+                f"(max by ({_REPLICA}) ({_COMPILED}) or max by ({_REPLICA}) ({_COMPILES}))", ">", 60
+            ),
+            When(f"max by ({_REPLICA}) (ray_neuron_serve_neuron_cores)", ">", 0),
+        ),
         "warning",
         f"{_WHERE}: a replica compiled instead of loading",
         "A start took minutes to hours longer than it must; each new replica would compile again.",
         "neuron-serve artifact show DIR",
         "`neuron-serve compile CONFIG`, a shared `artifacts.store`, and `artifacts.frozen: true`.",
-        unless=f"max by ({_ENGINE}, replica) (ray_neuron_serve_compile_seconds offset 1h) > 60",
+        unless=f"max by ({_REPLICA}) ({_COMPILED} offset 1h) > 60",
     ),
     Rule(
         "NeuronServePrefillFallbacks",

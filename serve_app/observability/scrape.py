@@ -8,8 +8,8 @@ RAY_TARGETS = "/tmp/ray/prom_metrics_service_discovery.json"
 """Written by Ray's head; names the agent of each node (Ray, Collecting and monitoring metrics)."""
 HAPROXY_PORT = 9101
 """RAY_SERVE_HAPROXY_METRICS_PORT, on each node that has a proxy."""
-NEURON_PORT = 9109
-"""For neuron-monitor-prometheus.py: its own default, 8000, is Serve's."""
+NEURON_PORT = 9010
+"""Of neuron-monitor-prometheus.py here: its own default, 8000, is Serve's."""
 
 
 def scrape_configs() -> list[dict[str, Any]]:

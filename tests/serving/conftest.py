@@ -154,6 +154,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _uses(item, "stack"))
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """The front door's stack ends with the last test that uses it, not with the session."""
     if _uses(item, "door") and not _uses(nextitem, "door"):

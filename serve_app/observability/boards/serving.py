@@ -67,16 +67,14 @@ _STATE = (
         "stat",
     ),
     Panel(
-        "Phase of the start",
-        "A phase that lasts longer than docs/eks.md's budget: look at that replica's log.",
-        "s",
+        "Phase of each model",
+        "Not `ready` for longer than docs/eks.md's budget: look at that replica's log.",
+        "short",
         (
             Query(
-                "max by (application, model_name, phase) "
-                f"(ray_neuron_serve_startup_phase_seconds{{{MODEL}}}) "
-                "and on (application, model_name, phase) "
-                f"ray_neuron_serve_startup_phase{{{MODEL}}} == 1",
-                "{{application}} {{model_name}} {{phase}}",
+                "max by (application, deployment, model_name, phase) "
+                f"(ray_neuron_serve_startup_phase{{{MODEL}}}) == 1",
+                f"{_LEGEND} {{{{phase}}}}",
             ),
         ),
         "stat",
@@ -256,6 +254,18 @@ _START = (
             ),
         ),
         "stat",
+    ),
+    Panel(
+        "Time in each phase of the start",
+        "`download` long: a store nearer by; `compile`: compile once, before; `weights`: the disk.",
+        "s",
+        (
+            Query(
+                "max by (application, deployment, phase) "
+                f"(ray_neuron_serve_startup_phase_seconds{{{MODEL}}})",
+                f"{_LEGEND} {{{{phase}}}}",
+            ),
+        ),
     ),
     Panel(
         "Time spent compiling at start",
