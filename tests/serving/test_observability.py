@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def quick(door: Door, neuron_port: int, directory: Path) -> dict[str, Any]:
         assert f":{usual}" in text
         text = text.replace(f":{usual}", f":{here}")
     (directory / "rules.yaml").write_text(yaml.safe_dump(as_prometheus(GROUPS)))
-    interval = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "5s"}
+    interval = {"scrape_interval": "3s", "scrape_timeout": "3s", "evaluation_interval": "5s"}
     return config | {"global": interval, "scrape_configs": yaml.safe_load(text)}
 
 
@@ -78,7 +78,8 @@ def load(door: Door) -> Iterator[None]:
             turn = 0
             while not over.wait(0.3):
                 turn += 1
-                ask(client, turn)
+                with suppress(httpx.HTTPError):
+                    ask(client, turn)
 
     def talk(model: str) -> Callable[[httpx.Client, int], Any]:
         def ask(client: httpx.Client, turn: int) -> None:
