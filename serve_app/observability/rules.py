@@ -177,7 +177,7 @@ DOOR = (
         ),
         "critical",
         "{{ $value | humanizePercentage }} of the answers are 5xx",
-        "Counted at HAProxy, so clients see them.",
+        "More than 5 % of the answers are 5xx, counted at HAProxy: clients see them.",
         "neuron-serve status",
         "The front door's board tells the application; then its replica's log.",
         "5m",
