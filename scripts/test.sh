@@ -12,5 +12,7 @@ step mypy
 mypy
 step import-linter
 lint-imports
+"$root"/scripts/prometheus.sh "$venv/prometheus" ||
+  command -v promtool >/dev/null || step "no prometheus: tests of queries and alerts are skipped"
 step pytest
 exec python -m pytest "$@"

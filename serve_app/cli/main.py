@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.artifact import artifact
+from serve_app.cli.dashboards import dashboards
 from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
@@ -36,6 +37,7 @@ app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
 app.command("lint-manifests")(lint_manifests)
+app.command()(dashboards)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[

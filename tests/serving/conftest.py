@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
@@ -20,6 +20,9 @@ import psutil
 import pytest
 
 from serve_app.access.keyring import dump, issue
+
+if TYPE_CHECKING:
+    from tests.serving.door import Door
 
 ROOT = Path(__file__).parents[2]
 MODEL = "neuron-serve/demo"
@@ -64,6 +67,8 @@ class Stack:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    metrics_port: int = 0
+    """HAProxy's, where it is known."""
 
     @property
     def url(self) -> str:
@@ -137,6 +142,7 @@ def command_line(process: psutil.Process) -> str:
 
 
 def start(command: list[str], port: int, log: Path) -> Stack:
+    env = environment()
     # Of its own session, so that a Ctrl-C at the tests reaches it only through its fixture.
     with log.open("wb") as file:
         process = subprocess.Popen(
@@ -144,15 +150,37 @@ def start(command: list[str], port: int, log: Path) -> Stack:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=environment(),
+            env=env,
             start_new_session=True,
         )
-    return Stack(process, port, log)
+    return Stack(process, port, log, int(env["RAY_SERVE_HAPROXY_METRICS_PORT"]))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a Ray of their own run before the session's starts: they would join it."""
-    items.sort(key=lambda item: "stack" in getattr(item, "fixturenames", ()))
+    """Tests with a Ray of their own run before the session's starts: they would join it.
+
+    Those of the front door's stack run together, and the one that kills a part of it last.
+    """
+    door = [item for item in items if _uses(item, "door")]
+    if door:
+        place = items.index(door[0])
+        rest = [item for item in items if item not in door]
+        door.sort(key=lambda item: item.name == "test_one_application_dies_and_the_others_go_on")
+        items[:] = [*rest[:place], *door, *rest[place:]]
+    items.sort(key=lambda item: _uses(item, "stack"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The front door's stack ends with the last test that uses it, not with the session."""
+    if _uses(item, "door") and not _uses(nextitem, "door"):
+        made = getattr(item, "funcargs", {}).get("door")
+        if made is not None:
+            made.close()
+
+
+def _uses(item: pytest.Item | None, fixture: str) -> bool:
+    return fixture in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +204,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     finally:
         if running.process.poll() is None:
             running.stop()
+
+
+@pytest.fixture(scope="session")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """Several models behind one /v1; tests of two files use it."""
+    from tests.serving.door import Door
+
+    made = Door(tmp_path_factory.mktemp("door"))
+    try:
+        made.wait()
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture

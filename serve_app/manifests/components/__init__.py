@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from serve_app.manifests.components import (
     alb_ingress,
+    cloudwatch,
     cpu_nodes,
+    dashboards,
     efa,
     eks_cluster,
     karpenter,
@@ -21,7 +23,9 @@ from serve_app.manifests.tree import File
 
 _COMPONENTS = (
     alb_ingress,
+    cloudwatch,
     cpu_nodes,
+    dashboards,
     efa,
     eks_cluster,
     karpenter,
