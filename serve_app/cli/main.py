@@ -19,6 +19,7 @@ from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
 from serve_app.cli.render import render
+from serve_app.cli.top import top
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
 app.command("lint-manifests")(lint_manifests)
+app.command()(top)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[
