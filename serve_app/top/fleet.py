@@ -12,6 +12,8 @@ from serve_app.top.exposition import READ, Sample
 from serve_app.top.history import SETTLED_S, WINDOW_S, History, Series
 
 READY = "ready"
+ELSEWHERE = "elsewhere"
+"""Of an application that runs on nodes that are not asked."""
 _STUCK_S = 30.0
 """Three of Ray's periods: an engine with requests has made a token by then."""
 _PHASE, _PHASE_S = "neuron_serve_startup_phase", "neuron_serve_startup_phase_seconds"
@@ -163,7 +165,8 @@ class Fleet:
         for endpoint in self.endpoints.values():
             for application, status in endpoint.statuses.items():
                 if application not in seen and (status != READY or application in unseen):
-                    made[application, "", ""] = Group("", application, "", status=status)
+                    word = ELSEWHERE if status == READY else status
+                    made[application, "", ""] = Group("", application, "", status=word)
         return [made[key] for key in sorted(made)]
 
     def unseen(self) -> dict[str, int]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.top.figures import Reading, figures, front_door
-from serve_app.top.fleet import READY, Fleet, Group, Source
+from serve_app.top.fleet import ELSEWHERE, READY, Fleet, Group, Source
 from serve_app.top.history import RATE_S, WINDOW_S
 
 _FULL = 0.95
@@ -152,10 +152,14 @@ def _header(fleet: Fleet, now: float, clock: str, width: int) -> list[Text]:
 
 def _notes(fleet: Fleet) -> Iterable[Text]:
     if door := front_door(fleet.sources.values()):
+        models = {name: value for name, value in door.items() if name.startswith("models_")}
         parts = [
-            f"{name.removeprefix('models_')} {'-' if value is None else _number(value)}"
-            + ("" if name.startswith("models_") else "/s")
-            for name, value in door.items()
+            f"{name} {'-' if door[name] is None else _number(door[name] or 0.0)}/s"
+            for name in door
+            if name not in models
+        ]
+        parts += [
+            f"models {name.removeprefix('models_')} {value:.0f}" for name, value in models.items()
         ]
         yield Text(f"front door: {', '.join(parts)}")
     for application, count in fleet.unseen().items():
@@ -165,10 +169,10 @@ def _notes(fleet: Fleet) -> Iterable[Text]:
 
 def _rows(group: Group, now: float, every_replica: bool) -> Iterable[_Row]:
     ready = sum(source.phase()[0] == READY for source in group.replicas)
-    name = group.model or "-"
+    name = group.model or f"({group.application})"
     if group.deployment in ("prefill", "decode"):
         name += f" {group.deployment}"
-    words = {"model": Text(name), "application": Text(group.application)}
+    words = {"model": Text(name), "application": Text(group.application if group.model else "")}
     words["ready"] = Text(f"{ready}/{len(group.replicas)}" if group.replicas else "-")
     words["phase"] = _phases(group, now)
     yield _row(group, group.replicas, words)
@@ -203,7 +207,8 @@ def _row(group: Group, replicas: list[Source], words: dict[str, Text]) -> _Row:
 def _phases(group: Group, now: float) -> Text:
     """The one that takes longest, and how many there are beside it."""
     if not group.replicas:
-        return Text(group.status, "red" if group.status == "deploy failed" else "yellow")
+        styles = {"deploy failed": "red", ELSEWHERE: ""}
+        return Text(group.status, styles.get(group.status, "yellow"))
     told = [(source.phase()[1] or 0.0, _phase(source, now)) for source in group.replicas]
     told = [one for one in told if one[1]]
     if not told:
