@@ -148,6 +148,7 @@ class Fleet:
     def gone(self, url: str) -> None:
         """The endpoint is no longer one of Ray's."""
         self.endpoints.pop(url, None)
+        self._http = {key: seen for key, seen in self._http.items() if key[0] != url}
         self._forget(url, ())
 
     def groups(self) -> list[Group]:
