@@ -21,6 +21,7 @@ from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
 from serve_app.cli.render import render
+from serve_app.cli.top import top
 from serve_app.config import ConfigError, Document, Finding, Severity, load
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command()(render)
 app.command()(diff)
 app.command("lint-manifests")(lint_manifests)
 app.command()(dashboards)
+app.command()(top)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
 Address = Annotated[

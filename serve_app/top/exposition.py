@@ -1,0 +1,99 @@
+"""Prometheus' text format, of which only what is shown is parsed.
+
+A node of Ray exports thousands of samples, and this is read every other second: lines are sorted
+out by their beginning, and labels that came before are not parsed again.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+_BUCKETS = "le"
+READ: dict[str, str] = {
+    "vllm_num_requests_running": "",
+    "vllm_num_requests_waiting": "",
+    "vllm_kv_cache_usage_perc": "",
+    "vllm_generation_tokens_total": "",
+    "vllm_prompt_tokens_total": "",
+    "vllm_request_success_total": "finished_reason",
+    "vllm_time_to_first_token_seconds_bucket": _BUCKETS,
+    "vllm_inter_token_latency_seconds_bucket": _BUCKETS,
+    "vllm_time_per_output_token_seconds_bucket": _BUCKETS,
+    "neuron_serve_startup_phase": "phase",
+    "neuron_serve_startup_phase_seconds": "phase",
+    "neuron_serve_engine_up": "",
+    "neuron_serve_neuron_cores": "",
+    "neuron_serve_refusals_total": "what",
+    "neuron_serve_requests_total": "status",
+    "neuron_serve_front_door_requests_total": "outcome",
+    "neuron_serve_front_door_models": "state",
+    "serve_application_status": "",
+    "serve_deployment_replica_healthy": "",
+    "serve_num_http_error_requests_total": "error_code",
+}
+"""What is read, without Ray's prefix, and the label that tells apart what is not added up."""
+_PREFIXES = tuple(
+    spelled
+    for name in READ
+    for spelled in (f"ray_{name}", name.replace("vllm_", "vllm:", 1))
+    if spelled.startswith(("ray_", "vllm:", "neuron_serve_"))
+)
+_LABEL = r'[a-zA-Z_]\w*="(?:[^"\\]|\\.)*"'
+_LINE = re.compile(
+    rf"([a-zA-Z_:][\w:]*)(?:\{{\s*((?:{_LABEL}\s*,?\s*)*)\}})?[ \t]+(\S+)(?:[ \t]+-?\d+)?\s*"
+)
+_PAIR = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+
+
+class Sample(NamedTuple):
+    """One sample; its name is one of READ. `labels` is shared: not to be changed."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+    by_ray: bool
+    """Ray's copy, which moves every 10 s; else an engine's own registry, of this moment."""
+
+
+def parse(text: str) -> list[Sample]:
+    """The samples that are read; of a page without them none.
+
+    Raises:
+        ValueError: no exposition, or one of these lines is broken. One line.
+    """
+    samples = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.startswith(_PREFIXES):
+            continue
+        name = line[: _end_of_name(line)]
+        by_ray = name.startswith("ray_")
+        plain = name.removeprefix("ray_").replace("vllm:", "vllm_", 1)
+        if plain not in READ:
+            continue  # one of a longer name
+        match = _LINE.fullmatch(line)
+        try:
+            if match is None:
+                raise ValueError
+            samples.append(Sample(plain, _labels(match[2] or ""), float(match[3]), by_ray))
+        except ValueError:
+            raise ValueError(f"line {number} is no sample: {line[:60]!r}") from None
+    if not samples and text.strip() and not re.search(r"^# (HELP|TYPE) ", text, re.MULTILINE):
+        raise ValueError(f"no Prometheus metrics but {text.strip()[:40]!r}")
+    return samples
+
+
+def _end_of_name(line: str) -> int:
+    brace, blank = line.find("{"), line.find(" ")
+    return min((at for at in (brace, blank) if at >= 0), default=len(line))
+
+
+@lru_cache(maxsize=20_000)
+def _labels(text: str) -> dict[str, str]:
+    return {name: _ESCAPE.sub(_unescape, value) for name, value in _PAIR.findall(text)}
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return {"n": "\n"}.get(match[1], match[1])
