@@ -16,6 +16,7 @@ import typer
 
 from serve_app.cli.artifact import artifact
 from serve_app.cli.diff import diff
+from serve_app.cli.doctor import doctor
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
 from serve_app.cli.render import render
@@ -34,6 +35,7 @@ app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
+app.command()(doctor)
 app.command("lint-manifests")(lint_manifests)
 
 ConfigFile = Annotated[Path, typer.Argument(help="A Ray Serve config file, as in configs/.")]
