@@ -110,7 +110,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
     """The log's bytes, unpacked when they are packed."""
     with sys.stdin.buffer if name == "-" else Path(name).open("rb") as file:
         packed = cast(BufferedReader, file).peek(2)[:2] == _GZIP
-        yield cast(BinaryIO, gzip.open(file) if packed else file)
+        yield cast(BinaryIO, gzip.GzipFile(fileobj=file) if packed else file)
 
 
 def _show_report(name: str, report: Report) -> None:

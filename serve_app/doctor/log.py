@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from serve_app.doctor.known import Failure, fill, failures
+from serve_app.doctor.known import Failure, failures, fill
 from serve_app.doctor.mask import clean
 
 _BLOCK = 1 << 20
