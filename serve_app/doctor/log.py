@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import BinaryIO
 
 from serve_app.doctor.known import Failure, failures, fill
@@ -32,6 +33,9 @@ _SHAPES = 100_000
 _ERROR = re.compile(
     rb"\b(?:ERROR|CRITICAL|FATAL|ALERT)\b|^\W*(?:\w+\.)*\w*(?:Error|Exception)\b|Traceback \(most"
 )
+_CODE = re.compile(r"raise [\w.]+\(f?[\"'][^\"']*$")
+"""Before the words: a line of source in a traceback. What it raised stands below it."""
+
 _QUIET, _ERRS, _TELLS = 0, 1, 2
 
 
@@ -82,11 +86,7 @@ class Reader:
     def __init__(self) -> None:
         self.report = Report()
         self._words = [(words, failure) for failure in failures() for words in failure.words]
-        needles = {words.needle.translate(None, _VARIES) for words, _ in self._words}
-        # A needle that holds another one is found with it.
-        self._needles = [
-            one for one in needles if not any(two in one for two in needles if two != one)
-        ]
+        self._needles = _needles()
         self._kinds: dict[bytes, int] = {}
 
     def read(self, block: bytes) -> None:
@@ -120,7 +120,8 @@ class Reader:
             if at < 0:
                 continue
             text = clean(line[max(0, at - _NEAR) : at + _NEAR])
-            if match := words.pattern.search(text):
+            match = words.pattern.search(text)
+            if match and not _CODE.search(text[: match.start()]):
                 known = self.report.found.get(failure.id)
                 if known:
                     known.count += 1
@@ -130,6 +131,15 @@ class Reader:
                     self.report.found[failure.id] = Found(failure, number, shown, groups)
                 return True
         return False
+
+
+@cache
+def _needles() -> list[bytes]:
+    """Of all words, as they stand in a shape; one that holds another one is found with it."""
+    needles = {
+        words.needle.translate(None, _VARIES) for failure in failures() for words in failure.words
+    }
+    return [one for one in needles if not any(two in one for two in needles if two != one)]
 
 
 def blocks(file: BinaryIO) -> Iterator[bytes]:

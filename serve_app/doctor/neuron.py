@@ -33,11 +33,9 @@ def neuron(machine: Machine) -> Answer:
             "in a container: --device /dev/neuron0, limits aws.amazon.com/neuron; else the driver",
         )
     cores = sum(int(one.get("nc_count", 0)) for one in found)
-    lnc = (
-        sorted({one["logical_neuroncore_config"] for one in found} & {1, 2}) if _lnc(found) else []
-    )
     line = f"{len(found)} Neuron devices, {cores} cores"
-    line += f" (LNC {lnc[0]})" if len(lnc) == 1 else ""
+    if lnc := found[0].get("logical_neuroncore_config"):
+        line += f" (LNC {lnc})"
     if expected and len(found) < expected.devices:
         mend = "right for a container that was given a part; else look at `dmesg | grep -i neuron`"
         return warn(f"{line}; {name} has {expected.devices} devices", mend)
@@ -68,11 +66,7 @@ def cores(machine: Machine) -> Answer | None:
     if not held:
         return ok("no process holds a core")
     words = [
-        f"device {one.get('neuron_device')} by "
-        + ", ".join(
-            f"pid {process.get('pid')} ({str(process.get('command', '?')).split()[0][:40]})"
-            for process in one["neuron_processes"]
-        )
+        f"device {one.get('neuron_device')} by {', '.join(map(_holder, one['neuron_processes']))}"
         for one in held
     ]
     line = f"held: {'; '.join(words)}"
@@ -145,5 +139,7 @@ def devices(machine: Machine) -> list[dict[str, Any]]:
     return said
 
 
-def _lnc(found: list[dict[str, Any]]) -> bool:
-    return all("logical_neuroncore_config" in one for one in found)
+def _holder(process: dict[str, Any]) -> str:
+    # Only the program: its arguments may hold secrets.
+    program = next(iter(str(process.get("command", "")).split()), "?")
+    return f"pid {process.get('pid')} ({program[:40]})"

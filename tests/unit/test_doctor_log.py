@@ -93,6 +93,14 @@ def test_causes_come_first_with_line_count_and_what_was_held() -> None:
     assert report.lines == 414
 
 
+def test_a_line_of_source_in_a_traceback_is_no_failure() -> None:
+    raw = b"""Traceback (most recent call last):
+  File "engine.py", line 114, in check
+    raise RuntimeError("NIXL is not available")
+RuntimeError: NIXL is not available"""
+    assert read(raw).causes[0].line == 4
+
+
 def test_same_shape_other_code() -> None:
     """Lines that only differ in what shapes leave out are told apart."""
     report = read(b"[NCC_EVRF007] x\n[NCC_EVRF009] x\nid=5\nid=6\nid=5")
