@@ -50,7 +50,7 @@ def markdown() -> str:
         f"| `{one.id}` | {_cell(one.title)} | {_cell(one.source)} |\n" for one in CHECKS.values()
     ]
     parts.append(
-        f"\n## Known failures\n\n{len(failures())} of them. A name in angle brackets is what the "
+        f"\n## Known failures\n\n{len(failures())} of them. A word in capitals may be what the "
         "log said there. Those in italics are consequences.\n"
     )
     by_area = sorted(failures(), key=lambda failure: list(_AREAS).index(failure.area))
@@ -64,7 +64,7 @@ def markdown() -> str:
 
 def _row(failure: Failure) -> str:
     name = f"*{failure.id}*" if failure.consequence else f"`{failure.id}`"
-    names = {n: f"<{n}>" for words in failure.words for n in words.pattern.groupindex}
+    names = {n: n.upper() for words in failure.words for n in words.pattern.groupindex}
     texts = (fill(failure.cause, names), fill(failure.mend, names), failure.source)
     return f"| {name} | {' | '.join(map(_cell, texts))} |\n"
 

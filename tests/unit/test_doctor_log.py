@@ -192,7 +192,7 @@ def test_words() -> None:
     assert match is not None
     assert match.groupdict() == {"bytes": "12", "kind": "b", "last": "here"}
     with pytest.raises(ValueError, match="nothing literal"):
-        compile_words("{a} is {b}")
+        compile_words("{a} = {b}")
 
 
 def doctor(*words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
