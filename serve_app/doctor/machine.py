@@ -92,6 +92,8 @@ def describe(pid: int) -> str:
     try:
         process = psutil.Process(pid)
         words = process.cmdline()
+        if any("/ray/dashboard/" in word for word in words[1:]):
+            return "ray::dashboard"  # else it is a python3 like any other
         return Path(words[0]).name if words else process.name()
     except psutil.Error:
         return "another user's process"

@@ -280,6 +280,13 @@ def test_the_real_listeners() -> None:
     assert isinstance(ray_processes(), list)
 
 
+def test_rays_dashboard_is_told_from_other_pythons() -> None:
+    words = [sys.executable, "-c", "input()", "/x/ray/dashboard/dashboard.py"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
+        assert describe(process.pid) == "ray::dashboard"
+        process.communicate(b"\n")
+
+
 def test_disks(tmp_path: Path) -> None:
     low = machine(tmp_path, disk=lambda path: (6 * GIB, 100 * GIB))
     assert look("disks", low).status == "warn"
