@@ -18,6 +18,7 @@ import typer
 from serve_app.cli.artifact import artifact
 from serve_app.cli.dashboards import dashboards
 from serve_app.cli.diff import diff
+from serve_app.cli.doctor import doctor
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
 from serve_app.cli.render import render
@@ -37,6 +38,7 @@ app.add_typer(artifact, name="artifact")
 app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
+app.command()(doctor)
 app.command("lint-manifests")(lint_manifests)
 app.command()(dashboards)
 app.command()(top)
