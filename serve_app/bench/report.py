@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from serve_app.bench import figures
+from serve_app.bench.figures import NAMES, panels
+from serve_app.bench.report_canvas import COLOURS, Panel, png, svg
 from serve_app.bench.report_facts import about, alerts, chip, facts
 from serve_app.bench.report_sums import (
     Goodput,
@@ -51,26 +52,26 @@ def write(
     points = one_sweep(results_dir)
     targets = Targets(ttft_target_s, tpot_target_s)
     at_knee = knee(points)
-    charts = figures.panels(points, at_knee, targets)
+    charts = panels(points, at_knee, targets)
     page = html(points, at_knee, charts, targets, price_per_hour)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
-    for name, panels in charts.items():
-        figures.png(panels, out.with_name(f"{out.stem}-{name}.png"))
+    for name, shown in charts.items():
+        png(shown, out.with_name(f"{out.stem}-{name}.png"))
     return out
 
 
 def html(
     points: Sequence[Point],
     at_knee: Knee,
-    charts: Mapping[str, Sequence[figures.Panel]],
+    charts: Mapping[str, Sequence[Panel]],
     targets: Targets,
     price_per_hour: float | None,
 ) -> str:
     """The page; every word from a file is escaped."""
     summary = points[0].summary
     model = str(summary.get("model") or "unknown model")
-    sections = [_section(name, panels) for name, panels in charts.items()]
+    sections = [_section(name, shown) for name, shown in charts.items()]
     told = facts(points)
     if price_per_hour is not None:
         told["price"] = f"{dollars(price_per_hour)} per hour"
@@ -78,7 +79,7 @@ def html(
     return template.substitute(
         title=escape(f"{model}: benchmark"),
         model=escape(model),
-        light=" ".join(f"--{name}: {value};" for name, value in figures.COLOURS.items()),
+        light=" ".join(f"--{name}: {value};" for name, value in COLOURS.items()),
         sub=escape(f"{about(points)} · {chip(points)}"),
         alerts=_alerts(alerts(points, targets)),
         tiles="\n".join(_tiles(points, at_knee, targets, price_per_hour)),
@@ -110,7 +111,7 @@ def _tiles(
     yield _tile("Most output tokens", figure(most.tokens_per_s), "tok/s", _at(most))
     point = at_knee.point
     if point is None:
-        yield _tile("Knee", "–", "", at_knee.reason)
+        yield _tile("Knee", "-", "", at_knee.reason)
     else:
         told = f"{_at(point)}, TTFT p90 {seconds(point.quantile('ttft_s', 90))}"
         yield _tile("Knee", figure(point.tokens_per_s), "tok/s", told)
@@ -134,16 +135,16 @@ def _tile(name: str, value: str, unit: str, told: str) -> str:
 
 
 def _at(point: Point) -> str:
-    return f"at {point.label} req" if not point.open_loop else f"at {point.load:g} req/s sent"
+    return f"at {point.load:g} " + ("req/s sent" if point.open_loop else "concurrent")
 
 
-def _section(name: str, panels: Sequence[figures.Panel]) -> str:
+def _section(name: str, charts: Sequence[Panel]) -> str:
     shown = "\n".join(
         f"<figure><figcaption><h3>{escape(panel.title)}</h3><p>{escape(panel.told)}</p>"
-        f"</figcaption>{figures.svg(panel, f'{name}{at}')}</figure>"
-        for at, panel in enumerate(panels)
+        f"</figcaption>{svg(panel, f'{name}{at}')}</figure>"
+        for at, panel in enumerate(charts)
     )
-    one = " one" if len(panels) == 1 else ""
+    one = " one" if len(charts) == 1 else ""
     return f'<h2>{_SECTIONS[name]}</h2>\n<div class="charts{one}">\n{shown}\n</div>'
 
 
@@ -155,7 +156,7 @@ def _table(
     goods = [goodput(point, targets, per) for point in points]
     top = [f"<th rowspan=2>{'Rate' if points[0].open_loop else 'Concurrency'}</th>"]
     top += [f"<th rowspan=2>{name}</th>" for name in ("Completed", "Errors", "tok/s", "req/s")]
-    top += [f"<th colspan={len(_PERCENTS)}>{figures.NAMES[latency]}</th>" for latency in shown]
+    top += [f"<th colspan={len(_PERCENTS)}>{NAMES[latency]}</th>" for latency in shown]
     low = [f"<th>p{percent_}</th>" for _ in shown for percent_ in _PERCENTS]
     if any(goods):
         top.append("<th colspan=2>Goodput</th>")
@@ -182,11 +183,11 @@ def _table(
 
 
 def _goodput_cells(good: Goodput | None) -> list[str]:
-    return [figure(good.per_s), percent(good.share)] if good else ["–", "–"]
+    return [figure(good.per_s), percent(good.share)] if good else ["-", "-"]
 
 
 def _price_cells(cost: Price | None) -> list[str]:
-    return [dollars(cost.output), dollars(cost.total)] if cost else ["–", "–"]
+    return [dollars(cost.output), dollars(cost.total)] if cost else ["-", "-"]
 
 
 def _row(point: Point, at_knee: Knee, cells: Iterable[str]) -> str:
@@ -200,7 +201,7 @@ def _row(point: Point, at_knee: Knee, cells: Iterable[str]) -> str:
 
 
 def _errors(points: Sequence[Point]) -> str:
-    """By load and code, with the first message of each."""
+    """By load and code; nothing where there are none."""
     rows = [
         f"<tr><th>{escape(point.label)}</th><td>{escape(code)}</td><td>{count:,}</td>"
         f"<td>{percent(count / (point.completed + point.errors))}</td></tr>"
@@ -227,7 +228,7 @@ def _notes(points: Sequence[Point], at_knee: Knee, price_per_hour: float | None)
             "ITL: LLMPerf's inter_token_latency_s, end-to-end time over output tokens. TTFT is in "
             "it, so it is longer than TPOT, which these files do not have."
         )
-    yield "p50, p90, p99: half, nine in ten, 99 in 100 of the requests that did not fail were faster."
+    yield "p50, p90, p99: half, nine in ten, 99 in 100 of the requests without error were faster."
     yield (
         "Knee: the load with the greatest throughput over mean end-to-end latency (Kleinrock's "
         f"power, 1979), among points with at most 1 % errors. Here: {at_knee.reason}."

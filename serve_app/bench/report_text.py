@@ -6,14 +6,14 @@ from __future__ import annotations
 def seconds(value: float | None) -> str:
     """`12.3 ms`, `1.23 s`."""
     if value is None:
-        return "–"
+        return "-"
     return f"{figure(value * 1000)} ms" if value < 0.9995 else f"{figure(value)} s"
 
 
 def figure(value: float | None) -> str:
     """Three digits, or all of those before the point: `0.0123`, `12.3`, `12,345`."""
     if value is None:
-        return "–"
+        return "-"
     if abs(value) >= 999.5:
         return f"{value:,.0f}"
     text = f"{value:#.3g}" if value else "0"
@@ -31,5 +31,5 @@ def percent(share: float) -> str:
 def dollars(value: float | None) -> str:
     """`$12.30`; below a dollar three digits: `$0.0421`."""
     if value is None:
-        return "–"
+        return "-"
     return f"${value:,.2f}" if value >= 0.995 or value == 0 else f"${figure(value)}"

@@ -15,6 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,7 +173,7 @@ def one_sweep(directory: Path) -> list[Point]:
             )
     if len({point.open_loop for point in points}) > 1:
         raise ResultsError(f"{directory}: both concurrency and rates -> a directory for each")
-    again = [b for a, b in zip(points, points[1:], strict=False) if a.load == b.load]
+    again = [b for a, b in pairwise(points) if a.load == b.load]
     if again:
         names = ", ".join(p.file.name for p in points if p.load == again[0].load)
         raise ResultsError(
