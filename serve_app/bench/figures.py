@@ -251,5 +251,5 @@ def _goodput(points: Sequence[Point], targets: Targets, per: Latency) -> Panel:
         axes.grid(axis="x", visible=False)
         axes.set_xlabel(load_name(points))
 
-    told = f"Dark: requests within {words}, and their share of all. Light: all completed ones."
+    told = f"Strong: requests within {words}, and their share of all. Pale: all completed ones."
     return Panel("Goodput", told, draw)
