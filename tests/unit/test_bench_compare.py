@@ -21,7 +21,7 @@ def regressions(a: Path, b: Path, threshold: float = 0.1) -> set[tuple[str, str]
 
 def test_chance_is_no_regression(tmp_path: Path) -> None:
     alarms = 0
-    for seed in range(50):
+    for seed in range(25):
         a, b = (tmp_path / f"{seed}{name}" for name in "ab")
         sweep(a, 2 * seed, (16,), 500)
         sweep(b, 2 * seed + 1, (16,), 500)
