@@ -17,6 +17,7 @@ import typer
 
 from serve_app.cli.artifact import artifact
 from serve_app.cli.dashboards import dashboards
+from serve_app.cli.bench import bench
 from serve_app.cli.diff import diff
 from serve_app.cli.doctor import doctor
 from serve_app.cli.keys import keys
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 app.add_typer(artifact, name="artifact")
+app.add_typer(bench, name="bench")
 app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
