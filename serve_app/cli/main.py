@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.artifact import artifact
+from serve_app.cli.bench import bench
 from serve_app.cli.diff import diff
 from serve_app.cli.keys import keys
 from serve_app.cli.manifests import lint_manifests
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 
 app.add_typer(artifact, name="artifact")
+app.add_typer(bench, name="bench")
 app.add_typer(keys, name="keys")
 app.command()(render)
 app.command()(diff)
