@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import uvloop
 
+_ROOT = Path(__file__).parents[2]
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
     b"transfer-encoding: chunked\r\n\r\n"
@@ -65,8 +68,14 @@ _WHOLE = {
 class Server(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, models: list[dict[str, Any]], version: str | None) -> None:
-        self.models, self.version, self.buffer = models, version, b""
+    free_at = 0.0
+    """When the next request can be served, of those with `serial_s`: one at a time."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.models: list[dict[str, Any]] = options.get("models", [MODEL])
+        self.version: str | None = options.get("version", "0.29.0")
+        self.keys = [f"Bearer {key}".encode() for key in options.get("keys", [])]
+        self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -85,7 +94,9 @@ class Server(asyncio.Protocol):
         self.asked(head.split(b" ")[1].decode(), head, body[:length])
 
     def asked(self, path: str, head: bytes, body: bytes) -> None:
-        if path == "/v1/models":
+        if self.keys and not any(key in head for key in self.keys):
+            self.answer(401, {"error": {"message": "no such key", "code": "invalid_api_key"}})
+        elif path == "/v1/models":
             self.answer(200, {"object": "list", "data": self.models})
         elif path == "/version" and self.version:
             self.answer(200, {"version": self.version})
@@ -114,6 +125,9 @@ class Server(asyncio.Protocol):
             self.transport.write(b"\x00\xffnot http at all\r\n\r\n")
         elif do.get("gone"):
             self.transport.abort()
+        elif "serial_s" in do:
+            Server.free_at = max(Server.free_at, self.loop.time()) + do["serial_s"]
+            self.loop.call_at(Server.free_at, self.stream, body, {})
         elif not do.get("hang"):
             self.stream(body, do)
 
@@ -174,7 +188,7 @@ class Server(asyncio.Protocol):
 
 async def _serve(options: dict[str, Any]) -> None:
     def connection() -> Server:
-        return Server(options.get("models", [MODEL]), options.get("version", "0.29.0"))
+        return Server(options)
 
     loop = asyncio.get_running_loop()
     port = options.get("port", 0)
@@ -185,19 +199,25 @@ async def _serve(options: dict[str, Any]) -> None:
 
 
 @contextmanager
-def no_compute_server(**options: Any) -> Iterator[str]:
-    """Its url; a process of its own, which ends with the block."""
+def server_process(**options: Any) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Its url and the process, which ends with the block."""
     words = [sys.executable, "-m", "tests.unit.no_compute_server", json.dumps(options)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=_ROOT) as process:
         assert process.stdout
         try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}", process
         finally:
             process.kill()
 
 
-if __name__ == "__main__":
-    import resource
+@contextmanager
+def no_compute_server(**options: Any) -> Iterator[str]:
+    """Its url; a process of its own, which ends with the block."""
+    with server_process(**options) as (url, _):
+        yield url
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+
+if __name__ == "__main__":
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_serve(json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}))
