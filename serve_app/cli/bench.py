@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -151,7 +152,7 @@ def _measure(sweep: Sweep, results_dir: Path, key: str | None) -> int:
 
     results_dir.mkdir(parents=True, exist_ok=True)
     console, points, stopped = Console(stderr=True), list[Any](), False
-    console.print(_headline(sweep), highlight=False)
+    console.print(_headline(sweep), highlight=False, soft_wrap=True)
     try:
         with bar(sweep.loads, console) as tell:
             for point in points_of(sweep, results_dir, key, tell):
@@ -170,7 +171,14 @@ def _measure(sweep: Sweep, results_dir: Path, key: str | None) -> int:
 
 
 def _report(results_dir: Path) -> None:
-    """The one place where the report comes in."""
+    """The one place where the report comes in, if this installation has it."""
+    if find_spec("serve_app.bench.report") is None:
+        return
+    write = import_module("serve_app.bench.report").write
+    try:
+        typer.echo(f"report: {write(results_dir, results_dir / 'report.html')}", err=True)
+    except Exception as error:  # other results in the folder, no matplotlib: the files are there
+        typer.echo(f"no report: {error}", err=True)
 
 
 def _headline(sweep: Sweep) -> str:

@@ -67,7 +67,7 @@ def test_the_guides_run_with_one_command(url: str, tmp_path: Path) -> None:
         r["requested_output_tokens"] for r in requests
     ]
     assert "1 of 1 points" in done.stderr
-    for column in ("req/s", "TTFT", "TPOT", "E2E"):
+    for column in ("req/s", "TTFT", "TPOT", "E2E", "failed", "CPU"):
         assert column in done.stdout
 
 
