@@ -47,7 +47,7 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     with console.capture() as shown:
         console.print(table([point(ONE), point(Load(None, 1.0, 1, 9))]))
     lines = shown.get().splitlines()
-    assert lines[0].split() == "load req/s tok/s TTFT TPOT E2E failed CPU".split()
+    assert lines[0].split() == ["load", "req/s", "tok/s", "TTFT", "TPOT", "E2E", "failed", "CPU"]
     # Due at 10, first token at 11, last of three at 12.5, over at 13; 10 s in all.
     words = "c1 0.10 0.3 1000 / 1000 750 / 750 3000 / 3000 0 10%"
     assert lines[1].split() == words.split()
