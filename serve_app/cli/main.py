@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.artifact import artifact
-from serve_app.cli.dashboards import dashboards
 from serve_app.cli.bench import bench
+from serve_app.cli.dashboards import dashboards
 from serve_app.cli.diff import diff
 from serve_app.cli.doctor import doctor
 from serve_app.cli.keys import keys
