@@ -12,7 +12,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="${NEURON_SERVE_WEBUI_VENV:-$root/.venv-openwebui}"
 data="${DATA_DIR:-$venv/data}"
 need_mib=1500   # 600 installed; as much again where the download cache is on another file system
-start_s=180
+start_s=600   # 20 on an idle machine
 fail() { echo "openwebui.sh: $*" >&2; exit "${code:-1}"; }
 step() { echo "[openwebui] $*" >&2; }
 

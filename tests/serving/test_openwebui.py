@@ -25,8 +25,10 @@ from tests.serving.conftest import HTTP, MODEL, Stack, free_port, start
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts/openwebui.sh"
+pytestmark = pytest.mark.timeout(600)  # with the stack's start
 VENV = Path(os.environ.get("NEURON_SERVE_WEBUI_VENV", ROOT / ".venv-openwebui"))
 INSTALL_S = 240
+START_S = 240
 WAIT_MS = 60_000
 BROWSER = [
     "--no-sandbox",
@@ -136,7 +138,7 @@ def webui(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     finally:
         del os.environ["DATA_DIR"]
     try:
-        running.wait_until(lambda: "ready in" in running.log.read_text())
+        running.wait_until(lambda: "ready in" in running.log.read_text(), START_S)
         yield running
     finally:
         if running.process.poll() is None:
@@ -240,8 +242,7 @@ def test_the_stop_button_frees_the_engine(stack: Stack, webui: Stack, page: Any)
 
 def test_ctrl_c_leaves_nothing(webui: Stack, page: Any) -> None:
     """Last in this file. The browser still holds its connection."""
-    data = next(p for p in webui.log.parent.iterdir() if p.name == "data")
-    assert (data / "secret-key").stat().st_mode & 0o777 == 0o600
+    assert (webui.log.parent / "data/secret-key").stat().st_mode & 0o777 == 0o600
     tree = webui.tree()
     begin = time.monotonic()
     os.killpg(webui.process.pid, signal.SIGINT)
