@@ -5,6 +5,17 @@ source "$(dirname "$0")/environment.sh"
 cd "$root"
 step() { echo "== $*"; }
 
+# The browser test's packages, beside the first steps (it waits for them): in CI, or to renew them.
+if [ "${CI:-}" ] || [ -d "${NEURON_SERVE_WEBUI_VENV:-.venv-openwebui}" ]; then
+  step "Open WebUI, in the background"
+  nice ./scripts/openwebui.sh --install-only &
+fi
+if [ "${CI:-}" ] && ! command -v chromium > /dev/null; then
+  step "Chromium"
+  { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } > /dev/null ||
+    echo "no Chromium: the browser test will be skipped"
+fi
+
 step ruff
 ruff format --check .
 ruff check .

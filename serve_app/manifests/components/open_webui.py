@@ -107,7 +107,14 @@ def _environment() -> list[Object]:
         "DATA_DIR": _DATA,
         "STATIC_DIR": f"{_DATA}/static",
         "HOME": _DATA,
-        # A whole answer, in seconds; 300 by default.
+        # Else Open WebUI sends 26,000 characters of tools of its own with every message; a
+        # service without enable_auto_tool_choice answers that with 400.
+        "DEFAULT_MODEL_METADATA": '{"capabilities": {"builtin_tools": false}}',
+        # One request per message: these are further prompts to the same model.
+        "ENABLE_TITLE_GENERATION": "false",
+        "ENABLE_TAGS_GENERATION": "false",
+        "ENABLE_FOLLOW_UP_GENERATION": "false",
+        # A whole answer, in seconds; without it there is no limit.
         "AIOHTTP_CLIENT_TIMEOUT": "3600",
         "ENABLE_VERSION_UPDATE_CHECK": "false",
         "ANONYMIZED_TELEMETRY": "false",
