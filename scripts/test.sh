@@ -26,4 +26,8 @@ lint-imports
 "$root"/scripts/prometheus.sh "$venv/prometheus" ||
   command -v promtool >/dev/null || step "no prometheus: tests of queries and alerts are skipped"
 step pytest
-exec python -m pytest "$@"
+[ $# = 0 ] || exec python -m pytest "$@"
+status=0
+python -m pytest -n auto --maxprocesses 4 tests/unit || status=$?
+python -m pytest tests/serving || status=$?  # one at a time: each has an engine of its own
+exit $status

@@ -71,6 +71,23 @@ def test_the_guides_run_with_one_command(url: str, tmp_path: Path) -> None:
         assert column in done.stdout
 
 
+@pytest.fixture(autouse=True)
+def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts take seconds: one test makes them."""
+    if "report" not in request.node.name:
+        monkeypatch.setattr("serve_app.cli.bench._report", lambda results_dir: None)
+
+
+def test_a_report_is_beside_the_files(url: str, tmp_path: Path) -> None:
+    done = bench("--url", url, *SHORT, "--results-dir", tmp_path, "--concurrency", "1,2,3")
+    assert done.exit_code == 0
+    assert f"report: {tmp_path / 'report.html'}" in done.stderr
+    page = (tmp_path / "report.html").read_text()
+    assert "neuron-serve/demo" in page
+    assert len(page) < 1_000_000
+    assert len(list(tmp_path.glob("report-*.png"))) >= 4
+
+
 def test_a_sweep_has_two_files_per_point(url: str, tmp_path: Path) -> None:
     words = ("--url", f"{url}/v1/", *SHORT, "--results-dir", tmp_path, "--warm-up", "0")
     assert bench(*words, "--concurrency", "1,3").exit_code == 0

@@ -276,7 +276,10 @@ def test_ports(tmp_path: Path) -> None:
 def test_the_real_listeners() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert listeners()[server.getsockname()[1]] == os.getpid()
-    assert "python" in describe(os.getpid())
+    child = subprocess.Popen(["sleep", "9", "a-secret"])
+    assert describe(child.pid) == "sleep"
+    child.kill()
+    child.wait()
     assert isinstance(ray_processes(), list)
 
 

@@ -30,7 +30,7 @@ def is_vllm(module: str) -> bool:
 def test_the_serving_path_is_small() -> None:
     # From Ray's replica to vLLM's app; what the front door and keys do beside it is counted apart.
     path = modules("engine", "deployments", "ingress")
-    assert sum(len(file.read_text().splitlines()) for file in path) < 3400
+    assert sum(len(file.read_text().splitlines()) for file in path) < 3500
     beside = modules("access", "front_door", "edge")
     assert sum(len(file.read_text().splitlines()) for file in beside) < 2200
     for file in modules():

@@ -167,10 +167,10 @@ def test_counters() -> None:
         return REGISTRY.get_sample_value(name, labels) or 0.0
 
     for key in ("alice", ""):
-        count(replace(USE, key=key or None))
-        label = {"key": key, "model": "demo"}
+        count(replace(USE, key=key or None, model="counted here"))
+        label = {"key": key, "model": "counted here"}
         assert value("neuron_serve_requests_total", **label, status="200") == 1
         assert value("neuron_serve_tokens_total", **label, kind="prompt") == 12
         assert value("neuron_serve_tokens_total", **label, kind="completion") == 34
-    REFUSALS.labels("alice", "tokens").inc()
-    assert value("neuron_serve_refusals_total", key="alice", what="tokens") == 1
+    REFUSALS.labels("counted here", "tokens").inc()
+    assert value("neuron_serve_refusals_total", key="counted here", what="tokens") == 1
