@@ -11,7 +11,6 @@ import ctypes
 import json
 import logging
 import os
-import re
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -30,14 +29,11 @@ _PHASES = {
     "Warming up model": WARM_UP,
     "Model loading took": WARM_UP,
 }
-# Only 0.29, and only when torch.compile had to do (v1/engine/core.py, _initialize_kv_caches).
-_COMPILED = re.compile(r"\(compilation: ([\d.]+) s")
 _FAILURES = ("EngineCore failed to start", "WorkerProc failed to start")
 
 
 class StartupHandler(logging.Handler):
-    """Appends JSON lines `{"phase": ...}`, `{"compiled": ...}` (seconds) and `{"error": ...}` to
-    the file `path`."""
+    """Appends JSON lines `{"phase": ...}` and `{"error": ...}` to the file `path`."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -56,10 +52,8 @@ class StartupHandler(logging.Handler):
         for beginning, phase in _PHASES.items():
             if message.startswith(beginning):
                 self._write({"phase": phase})
-        if message.startswith("init engine") and (found := _COMPILED.search(message)):
-            self._write({"compiled": float(found[1])})
 
-    def _write(self, event: dict[str, Any]) -> None:
+    def _write(self, event: dict[str, str]) -> None:
         # After the start the file is gone; a later message of the same wording is not ours.
         with suppress(FileNotFoundError), self._path.open("a") as file:
             file.write(json.dumps(event) + "\n")

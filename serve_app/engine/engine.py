@@ -208,8 +208,6 @@ async def _start_vllm(
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
     from serve_app.engine import adapter
 
-    if plan.backend == "cpu" and phases.compile_seconds is None:
-        phases.compile_seconds = 0.0
     take_files(os.environ)
     engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
     engine.facts = adapter.facts(llm)
@@ -266,8 +264,6 @@ def _child_events(phases: Phases) -> Iterator[list[str]]:
                         event = json.loads(line)
                         if "phase" in event:
                             phases.report(event["phase"])
-                        elif "compiled" in event:
-                            phases.compile_seconds = event["compiled"]
                         else:
                             errors.append(_first_line(event["error"]))
                     if ended:

@@ -20,7 +20,6 @@ from starlette.responses import JSONResponse, Response
 from serve_app.access import usage
 from serve_app.artifacts.verdict import Verdict
 from serve_app.engine import metrics, phases
-from serve_app.engine.child import StartupHandler
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.engine.phases import Phases
 from serve_app.ingress import prefill
@@ -166,23 +165,6 @@ def test_verdicts_and_the_seconds_of_a_compile() -> None:
     assert value(shown, "artifact_verdict", verdict="usable") == 1
     assert value(shown, "artifact_verdict", verdict="unsafe") is None
     assert value(shown, "compile_seconds") == 0
-
-
-def test_what_vllm_says_of_torch_compile_is_told(tmp_path: Path) -> None:
-    import logging
-
-    events = tmp_path / "events.jsonl"
-    events.touch()
-    handler = StartupHandler(str(events))
-    took = "init engine (profile, create kv cache, warmup model) took"
-    for words in (
-        f"{took} 3.00 s",
-        f"{took} 40.20 s (compilation: 27.05 s)",
-        f"{took} 40.20 s (compilation: 12.50 s — language_model: 10.00 s, encoder: 2.50 s)",
-        "a model that says (compilation: 1.00 s)",
-    ):
-        handler.emit(logging.LogRecord("vllm", logging.INFO, "core.py", 1, words, (), None))
-    assert events.read_text().splitlines() == ['{"compiled": 27.05}', '{"compiled": 12.5}']
 
 
 WORKER = """
