@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from serve_app.backends.plan import EnginePlan
-from serve_app.observability.traces import ARGUMENT, endpoint
+from serve_app.telemetry.traces import ARGUMENT, endpoint
 
 
 def with_traces(plan: EnginePlan, environment: Mapping[str, str]) -> EnginePlan:

@@ -24,8 +24,8 @@ from serve_app.deployments.hub import start_hub
 from serve_app.engine.metrics import MetricsMirror
 from serve_app.front_door import READY, Decision, Directory, FrontDoor, Report
 from serve_app.ingress.access import not_let_in
-from serve_app.observability.front_door import PREFIX, counted, show_models
-from serve_app.observability.traces import endpoint, flush, prepare, start_exporter
+from serve_app.telemetry.front_door import PREFIX, counted, show_models
+from serve_app.telemetry.traces import endpoint, flush, prepare, start_exporter
 
 logger = logging.getLogger("ray.serve")
 
@@ -69,7 +69,7 @@ class FrontDoorReplica:
         context = serve.get_replica_context()
         prepare(os.environ, context.app_name, FRONT_DOOR, context.replica_tag)
         start_exporter(url, os.environ)
-        from serve_app.observability.spans import TracingMiddleware
+        from serve_app.telemetry.spans import TracingMiddleware
 
         return TracingMiddleware(app, {})
 

@@ -27,8 +27,8 @@ from serve_app.ingress import add_ingress
 from serve_app.ingress.in_process import post
 from serve_app.ingress.kv_transfer import COMPLETIONS
 from serve_app.ingress.prefill import Answer, Leg
-from serve_app.observability.replica import ReplicaMetrics
 from serve_app.preflight import check_application
+from serve_app.telemetry.replica import ReplicaMetrics
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -27,9 +27,9 @@ from serve_app.engine.cores import claim_cores
 from serve_app.engine.errors import StartupError
 from serve_app.engine.phases import ENGINE, Phases, logger
 from serve_app.engine.weights import fetch
-from serve_app.observability.logs import in_serves_form, join_serve, say_who
-from serve_app.observability.replica import take_files
-from serve_app.observability.traces import ARGUMENT, flush, prepare
+from serve_app.telemetry.logs import in_serves_form, join_serve, say_who
+from serve_app.telemetry.replica import take_files
+from serve_app.telemetry.traces import ARGUMENT, flush, prepare
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

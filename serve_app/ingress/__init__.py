@@ -44,6 +44,6 @@ def add_ingress(
     app.add_middleware(DeadlineMiddleware)
     app.add_middleware(DisconnectMiddleware)
     if attributes is not None:
-        from serve_app.observability.spans import TracingMiddleware
+        from serve_app.telemetry.spans import TracingMiddleware
 
         app.add_middleware(TracingMiddleware, attributes=attributes)

@@ -29,7 +29,7 @@ from serve_app.ingress.asked_model import BadBody, asked_model
 from serve_app.ingress.body import read, replay
 from serve_app.ingress.errors import refusal
 from serve_app.ingress.in_process import OURS
-from serve_app.observability.traces import KEY
+from serve_app.telemetry.traces import KEY
 
 logger = logging.getLogger("ray.serve")
 

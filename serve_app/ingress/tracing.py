@@ -7,7 +7,7 @@ from dataclasses import replace
 from opentelemetry.trace import SpanKind
 
 from serve_app.ingress.prefill import Answer, Leg, Prefills, Unavailable
-from serve_app.observability.spans import fail, start
+from serve_app.telemetry.spans import fail, start
 
 
 def traced(prefills: Prefills) -> Prefills:

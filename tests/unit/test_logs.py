@@ -16,7 +16,7 @@ import pytest
 from ray._common.formatters import JSONFormatter
 
 from serve_app.engine.child import logging_config
-from serve_app.observability.logs import in_serves_form, join_serve, say_who
+from serve_app.telemetry.logs import in_serves_form, join_serve, say_who
 
 pytestmark = pytest.mark.usefixtures("own_environment")
 WHO = ("demo", "engine", "x1")

@@ -25,8 +25,8 @@ from serve_app.engine.phases import Phases
 from serve_app.ingress import prefill
 from serve_app.manifests.components import neuron_monitor
 from serve_app.manifests.components.monitoring import service_monitor
-from serve_app.observability import front_door
-from serve_app.observability.replica import FILES, ReplicaMetrics, take_files
+from serve_app.telemetry import front_door
+from serve_app.telemetry.replica import FILES, ReplicaMetrics, take_files
 
 MODEL = "org/model"
 ON_CHIP = SimpleNamespace(

@@ -32,9 +32,9 @@ from serve_app.ingress import add_ingress
 from serve_app.ingress.access import Access
 from serve_app.ingress.prefill import Answer, Leg, Unavailable
 from serve_app.ingress.tracing import traced
-from serve_app.observability import spans, traces
-from serve_app.observability.spans import TracingMiddleware
-from serve_app.observability.traces import endpoint, flush, prepare
+from serve_app.telemetry import spans, traces
+from serve_app.telemetry.spans import TracingMiddleware
+from serve_app.telemetry.traces import endpoint, flush, prepare
 from tests.collector import Collector, Span
 from tests.unit.stand_in_prefill import CHAT, GOOD, REQUEST, Client, Got, StandInPrefills, scope_of
 from tests.unit.stand_in_upstream import served, upstream

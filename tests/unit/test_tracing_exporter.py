@@ -18,7 +18,7 @@ from tests.collector import Collector
 FRONT_DOOR = """
 import asyncio, os
 from opentelemetry.trace import SpanKind
-from serve_app.observability import spans, traces
+from serve_app.telemetry import spans, traces
 url = traces.endpoint(os.environ)
 traces.prepare(os.environ, "front", "front-door", "x1")
 traces.start_exporter(url, os.environ)

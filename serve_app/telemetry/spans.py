@@ -17,7 +17,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.observability.traces import KEY
+from serve_app.telemetry.traces import KEY
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Attributes = Mapping[str, str | int | float | bool]
