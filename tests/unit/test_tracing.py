@@ -377,10 +377,10 @@ async def test_a_collector_that_is_away(
         begin = time.monotonic()
         for _ in range(20):
             assert (await ask(App())).status == 200
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 4
         begin = time.monotonic()
         await flush(1.5)
-        assert 1 < time.monotonic() - begin < 3
+        assert 1 < time.monotonic() - begin < 8
         lines = [r.getMessage() for r in caplog.records if r.name == "ray.serve"]
         assert len(lines) == 1, lines
         assert lines[0].startswith("traces: ")
