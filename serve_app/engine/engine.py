@@ -208,6 +208,8 @@ async def _start_vllm(
     llm, parsed = await asyncio.to_thread(_start, command, clock, phases)
     from serve_app.engine import adapter
 
+    if plan.backend == "cpu" and args.engine.get("enforce_eager"):
+        phases.compile_seconds = 0.0  # without it vLLM does not tell what torch.compile took
     take_files(os.environ)
     engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
     engine.facts = adapter.facts(llm)

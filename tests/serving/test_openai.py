@@ -137,6 +137,7 @@ def test_rays_scrape_has_vllms_metrics_and_ours(stack, client) -> None:
     ((_, whole),) = stack.scrape("ray_neuron_serve_startup_seconds", **labels)
     spent = stack.scrape("ray_neuron_serve_startup_phase_seconds", **labels)
     assert sum(seconds for _, seconds in spent) == pytest.approx(whole)
+    assert [s for _, s in stack.scrape("ray_neuron_serve_compile_seconds", **labels)] == [0]
     assert [up for _, up in stack.scrape("ray_neuron_serve_engine_up", **labels)] == [1]
     assert [n for _, n in stack.scrape("ray_neuron_serve_neuron_cores", **labels)] == [0]
     assert "neuron_serve_engine_up" in httpx.get(f"{stack.url}/metrics").text
