@@ -12,6 +12,7 @@ if [ "${CI:-}" ] || [ -d "${NEURON_SERVE_WEBUI_VENV:-.venv-openwebui}" ]; then
 fi
 if [ "${CI:-}" ] && ! command -v chromium > /dev/null; then
   step "Chromium"
+  export DEBIAN_FRONTEND=noninteractive
   { apt-get update -qq && apt-get install -qq --no-install-recommends chromium; } > /dev/null ||
     echo "no Chromium: the browser test will be skipped"
 fi
