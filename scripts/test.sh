@@ -29,6 +29,6 @@ lint-imports
 step pytest
 [ $# = 0 ] || exec python -m pytest "$@"
 status=0
-python -m pytest -n auto --maxprocesses 4 tests/unit || status=$?
-python -m pytest tests/serving || status=$?  # one at a time: each has an engine of its own
+python -m pytest tests/unit || status=$?
+python -m pytest tests/serving || status=$?
 exit $status
