@@ -9,8 +9,13 @@ machine; CPU time per request, read from /proc, is not.
     python scripts/bench_overhead.py --systems bare,ours,keys,front-door,relay
     python scripts/bench_overhead.py --systems bare,ours,ours-x4
     python scripts/bench_overhead.py --systems bare,ours,ray-llm,ray-llm-direct
+    python scripts/bench_overhead.py --layers 40
 
-The last needs what `ray[llm]` adds: pip install pyarrow pandas jsonref async-timeout typer ninja
+The fourth needs what `ray[llm]` adds: pip install pyarrow pandas jsonref async-timeout typer ninja
+
+The demo model is so small that on 2 cores its engine, the serving layer and the client want more
+than there is. `--layers` gives it more, with random weights: then the engine is what a request
+waits for and cores are free, as on a machine whose model runs on a chip.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +53,7 @@ from rich.table import Table
 
 from serve_app.backends import make_plan
 from serve_app.cli.run import data_plane_environment
-from serve_app.config import load
+from serve_app.config import AppArgs, parse_args
 
 CONFIG = ROOT / "configs/local-cpu.yaml"
 TOKENS = 64
@@ -55,13 +62,27 @@ TOKENS = 64
 SERVING_LAYER = ("API server", "replica", "router", "HAProxy", "HAProxy manager", "Python proxy")
 
 
-def bare(directory: Path, port: int) -> list[Command]:
-    ((_, app),) = load(CONFIG).applications()
-    return [vllm_serve(app.args, port)]
+Config = dict[str, Any]
+"""A config file of one application."""
 
 
-def ours(replicas: int) -> Start:
-    config = yaml.safe_load(CONFIG.read_text())
+def read_config(layers: int | None) -> Config:
+    config: Config = yaml.safe_load(CONFIG.read_text())
+    if layers:
+        engine = config["applications"][0]["args"]["engine"]
+        engine |= {"load_format": "dummy", "hf_overrides": {"num_hidden_layers": layers}}
+    return config
+
+
+def app_args(config: Config) -> AppArgs:
+    return parse_args(config["applications"][0]["args"])
+
+
+def bare(config: Config) -> Start:
+    return lambda directory, port: [vllm_serve(app_args(config), port)]
+
+
+def ours(config: Config, replicas: int) -> Start:
     args = config["applications"][0]["args"]
     if replicas > 1:
         args["scaling"] = {"num_replicas": replicas}
@@ -69,16 +90,14 @@ def ours(replicas: int) -> Start:
     return neuron_serve(config)
 
 
-def with_keys() -> Start:
+def with_keys(config: Config) -> Start:
     """A key with every kind of limit, none of which is met; counted in one process."""
-    config = yaml.safe_load(CONFIG.read_text())
     config["applications"][0]["args"]["access"] = {"keys": "DIRECTORY/keys.yaml"}
     return neuron_serve(config)
 
 
-def front_door(in_haproxy: bool) -> Start:
+def front_door(config: Config, in_haproxy: bool) -> Start:
     """The model at its own prefix, asked through the front door: routed by HAProxy, or relayed."""
-    config = yaml.safe_load(CONFIG.read_text())
     (model,) = config["applications"]
     door = {
         "name": "front-door",
@@ -91,12 +110,12 @@ def front_door(in_haproxy: bool) -> Start:
     return neuron_serve(config, {} if in_haproxy else rays_own)
 
 
-def ray_llm(direct: bool) -> Start:
+def ray_llm(config: Config, direct: bool) -> Start:
     """The same engine arguments for `ray.serve.llm`; its replica wants whole CPUs."""
 
     def start(directory: Path, port: int) -> list[Command]:
         file = directory / "ray-llm.yaml"
-        file.write_text(yaml.safe_dump(ray_llm_config(port, direct)))
+        file.write_text(yaml.safe_dump(ray_llm_config(app_args(config), port, direct)))
         env = {"RAY_worker_niceness": "0"}
         if direct:
             env = {**data_plane_environment(), "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1"}
@@ -105,9 +124,8 @@ def ray_llm(direct: bool) -> Start:
     return start
 
 
-def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
-    ((_, app),) = load(CONFIG).applications()
-    plan = make_plan(app.args)
+def ray_llm_config(args: AppArgs, port: int, direct: bool) -> dict[str, Any]:
+    plan = make_plan(args)
     llm = {
         "model_loading_config": {
             "model_id": MODEL,
@@ -119,9 +137,9 @@ def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
         "deployment_config": {"num_replicas": 1, "max_ongoing_requests": 256},
         "runtime_env": {"env_vars": dict(plan.env)},
     }
-    args: dict[str, Any] = {"llm_configs": [llm]}
+    app: dict[str, Any] = {"llm_configs": [llm]}
     if not direct:  # there the server is the ingress
-        args["ingress_deployment_config"] = {
+        app["ingress_deployment_config"] = {
             "ray_actor_options": {"num_cpus": 0.1},
             "num_replicas": 1,
             "max_ongoing_requests": 256,
@@ -133,21 +151,21 @@ def ray_llm_config(port: int, direct: bool) -> dict[str, Any]:
                 "name": "llm",
                 "route_prefix": "/",
                 "import_path": "ray.serve.llm:build_openai_app",
-                "args": args,
+                "args": app,
             }
         ],
     }
 
 
-SYSTEMS: dict[str, Start] = {
+SYSTEMS: dict[str, Callable[[Config], Start]] = {
     "bare": bare,
-    "ours": ours(1),
-    "ours-x4": ours(4),
-    "keys": with_keys(),
-    "front-door": front_door(in_haproxy=True),
-    "relay": front_door(in_haproxy=False),
-    "ray-llm": ray_llm(direct=False),
-    "ray-llm-direct": ray_llm(direct=True),
+    "ours": partial(ours, replicas=1),
+    "ours-x4": partial(ours, replicas=4),
+    "keys": with_keys,
+    "front-door": partial(front_door, in_haproxy=True),
+    "relay": partial(front_door, in_haproxy=False),
+    "ray-llm": partial(ray_llm, direct=False),
+    "ray-llm-direct": partial(ray_llm, direct=True),
 }
 
 
@@ -170,6 +188,7 @@ def client(port: int, concurrency: int, requests: int) -> Client:
             f"--num-prompts={requests}",
             f"--max-concurrency={concurrency}",
             "--temperature=0",
+            "--ignore-eos",
             "--percentile-metrics=ttft,itl,e2el",
             "--metric-percentiles=50,99",
             "--save-detailed",
@@ -202,7 +221,9 @@ def measure_all(options: argparse.Namespace, console: Console) -> Points:
             port = free_port()
             with (
                 tempfile.TemporaryDirectory() as directory,
-                running(SYSTEMS[name], Path(directory), port) as system,
+                running(
+                    SYSTEMS[name](read_config(options.layers)), Path(directory), port
+                ) as system,
             ):
                 measure(port, system, 32, 64)  # warm-up
                 for concurrency in options.concurrency:
@@ -255,6 +276,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=numbers, default=[1, 8, 32], metavar="N,N")
     parser.add_argument("--requests", type=int, default=60, help="at least this many per point")
     parser.add_argument("--systems", type=names, default=["bare", "ours"], metavar="NAME,NAME")
+    parser.add_argument("--layers", type=int, metavar="N", help="a model this deep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     options = parser.parse_args()
     console = Console(highlight=False)

@@ -5,7 +5,8 @@ from serve_app.backends.cpu import CpuBackend
 from serve_app.backends.engines import engines, engines_of, side_channels
 from serve_app.backends.neuron import NeuronBackend
 from serve_app.backends.nxdi import NxdiBackend
-from serve_app.backends.plan import Backend, EnginePlan, Machine, this_machine
+from serve_app.backends.plan import Backend, EnginePlan
+from serve_app.backends.processor import Machine, this_machine
 from serve_app.backends.target import Target
 from serve_app.config import AppArgs
 

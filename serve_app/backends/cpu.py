@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from serve_app.backends.plan import EnginePlan, Machine
+from serve_app.backends.plan import EnginePlan
+from serve_app.backends.processor import Machine
 from serve_app.backends.transfer import disaggregated, transfer_env
 from serve_app.config import AppArgs
 
@@ -66,6 +67,9 @@ class CpuBackend:
             f"distributed_executor_backend uni with {threads} OpenMP thread(s): the model runs in "
             "the engine's process (mp gives it one of its own, with threads bound to cores)"
         )
+        if machine.engine_cpus:
+            cpus = ", ".join(map(str, sorted(machine.engine_cpus)))
+            reasons.append(f"engines run on processors {cpus}, all else on the others")
         # vLLM 0.24 and later turn uni into mp on a processor unless this is 0 (platforms/cpu.py).
         # The engine has a process of its own all the same: AsyncLLM does not read it.
         return {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": str(threads)}

@@ -6,7 +6,8 @@ that the printed command line is what runs.
 
 from __future__ import annotations
 
-from serve_app.backends.plan import EnginePlan, Machine
+from serve_app.backends.plan import EnginePlan
+from serve_app.backends.processor import Machine
 from serve_app.backends.shared import MAX_NUM_SEQS, fill, neuron_plan, stack_reason
 from serve_app.backends.target import find_target, world_size
 from serve_app.backends.transfer import transfer_env

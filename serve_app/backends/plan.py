@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
+from serve_app.backends.processor import Machine
 from serve_app.backends.target import Target
 from serve_app.config import AppArgs
 from serve_app.config.vllm_arguments import command
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a plan needs to know of the machine that the replica runs on."""
-
-    cores: int
-    """Processor cores that this process may use; two threads of one core count once."""
-    cpu_flags: frozenset[str]
-
-
-def this_machine() -> Machine:
-    """The machine of this process (Linux: /proc/cpuinfo)."""
-    flags: set[str] = set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                flags = set(line.split())
-                break
-    except OSError:
-        pass
-    return Machine(cores=_cores(os.sched_getaffinity(0)), cpu_flags=frozenset(flags))
-
-
-def _cores(cpus: set[int]) -> int:
-    siblings = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    try:
-        return len({Path(siblings.format(cpu)).read_text() for cpu in cpus})
-    except OSError:
-        return len(cpus)
 
 
 @dataclass(frozen=True)

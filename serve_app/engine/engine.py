@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging.config
 import os
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.v1.engine.async_llm import AsyncLLM
 
+_GC_OBJECTS = 10_000
 _POLL_S = 0.5
 _WATCH_S = 0.25
 _LAST_WORDS_S = 0.5
@@ -213,6 +215,9 @@ async def _start_vllm(
     take_files(os.environ)
     engine = Engine(llm, await adapter.serving_app(llm, parsed), args, plan, clock)
     engine.facts = adapter.facts(llm)
+    # By default Python looks for cycles after every 700 new objects; a stream leaves none behind,
+    # and looking took 3 % of this process's CPU.
+    gc.set_threshold(_GC_OBJECTS)
     return engine
 
 

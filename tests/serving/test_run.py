@@ -15,7 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.serving.conftest import HTTP, MODEL, Stack, environment, free_port, start
+from serve_app.backends import this_machine
+from tests.serving.conftest import (
+    HTTP,
+    MODEL,
+    Stack,
+    command_line,
+    environment,
+    free_port,
+    start,
+)
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "serve_app/demo_model"
@@ -87,6 +96,10 @@ def test_from_start_to_ctrl_c(write_config, tmp_path) -> None:
     )
     assert "demo" in status.stdout
     assert "RUNNING" in status.stdout
+
+    (engine,) = stack.engines()
+    haproxy = next(p for p in stack.tree() if "bin/haproxy" in command_line(p))
+    assert this_machine().cores == 1 or not {*engine.cpu_affinity()} & {*haproxy.cpu_affinity()}
 
     body = {"model": MODEL, "prompt": "x", "max_tokens": 900, "ignore_eos": True, "stream": True}
     read: list[str] = []
