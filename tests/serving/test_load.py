@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from pathlib import Path
 
 import httpx
 import openai
@@ -52,22 +49,3 @@ def test_200_concurrent_streams_are_complete_and_equal(stack) -> None:
         assert list(answers) == [alone[question] for question in asked]
 
     asyncio.run(run())
-
-
-def test_one_scrape_of_ray_has_vllms_metrics(stack) -> None:
-    """Ray's agent of the node serves the figures of every replica on one port."""
-    session = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray/session_latest")
-    (port_file,) = session.glob("metrics_export_port_*")
-    url = f"http://127.0.0.1:{port_file.read_text().strip()}/metrics"
-    deadline = time.monotonic() + 30  # the agent collects every few seconds
-    while True:
-        lines = httpx.get(url, timeout=10).text.splitlines()
-        found = [line for line in lines if line.startswith("ray_vllm_generation_tokens_total{")]
-        if found:
-            break
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    assert 'model_name="neuron-serve/demo"' in found[0]
-    for label in ('application="demo"', 'deployment="engine"', "replica="):
-        assert label in found[0]
-    assert any(line.startswith("ray_vllm_time_to_first_token_seconds_bucket{") for line in lines)

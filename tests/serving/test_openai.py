@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import httpx
 import openai
@@ -10,6 +11,7 @@ import psutil
 import pytest
 
 MODEL = "neuron-serve/demo"
+VLLM = version("vllm").partition("+")[0]
 QUESTION = [{"role": "user", "content": "What is neuron-serve?"}]
 WEATHER = {
     "type": "function",
@@ -116,7 +118,7 @@ def test_the_rest_of_vllms_routes(stack) -> None:
         text = http.post("/detokenize", json={"model": MODEL, "tokens": tokens}).json()["prompt"]
         assert text == "hello"
         assert http.get("/health").status_code == 200
-        assert http.get("/version").json() == {"version": "0.29.0"}
+        assert http.get("/version").json() == {"version": VLLM}
         assert "vllm:num_requests_running" in http.get("/metrics").text
         assert http.get("/openapi.json").json()["paths"].keys() >= {"/v1/messages", "/v1/responses"}
 
@@ -126,10 +128,11 @@ def test_rays_scrape_has_vllms_metrics_and_ours(stack, client) -> None:
     labels = {"application": "demo", "deployment": "engine", "model_name": MODEL}
     generated = "ray_vllm_generation_tokens_total"
     stack.wait_until(lambda: sum(v for _, v in stack.scrape(generated, **labels)) > 0, 60)
+    assert stack.scrape("ray_vllm_time_to_first_token_seconds_bucket", **labels)
     ((facts, one),) = stack.scrape("ray_neuron_serve_info", **labels)
     assert one == 1
     assert facts["replica"]
-    assert (facts["backend"], facts["vllm_version"]) == ("cpu", "0.29.0")
+    assert (facts["backend"], facts["vllm_version"]) == ("cpu", VLLM)
     assert (facts["max_model_len"], facts["instance_type"]) == ("1024", "none")
     phases = {each["phase"]: on for each, on in stack.scrape("ray_neuron_serve_startup_phase")}
     assert phases == {"start": 0, "engine": 0, "weights": 0, **phases, "ready": 1}
