@@ -17,6 +17,8 @@ from starlette.responses import Response
 
 RETRY_AFTER_S = 2
 
+_NO_OBJECT = (list, str, int, float, bool)
+"""What JSON has beside objects and null."""
 _TYPES = {
     401: "AuthenticationError",
     403: "PermissionDeniedError",
@@ -55,8 +57,25 @@ def refusal(
 
 
 def answer_in_openai_form(app: FastAPI) -> None:
-    """Add the handler to vLLM's app. vLLM's own handlers are more specific and stay."""
+    """Add the handlers to vLLM's app. vLLM's own handlers stay where they are more specific."""
     app.add_exception_handler(HTTPException, _openai_error)
+    app.add_exception_handler(AttributeError, _body_of_another_kind)
+    if Exception not in app.exception_handlers:  # before 0.24 vLLM has none
+        app.add_exception_handler(Exception, _failed)
+
+
+async def _body_of_another_kind(request: Request, error: Exception) -> Response:
+    """vLLM 0.13 to 0.24 call `get` on a body before they look whether it is an object: `[]` was
+    a failure of the server. The body itself cannot be read here a second time."""
+    assert isinstance(error, AttributeError)
+    if error.name == "get" and isinstance(error.obj, _NO_OBJECT):
+        return refusal(400, "The request body must be a JSON object.")
+    raise error
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """What went wrong is for the log alone."""
+    return refusal(500, "The server failed at this request; its log says why.")
 
 
 async def _openai_error(request: Request, error: Exception) -> Response:
