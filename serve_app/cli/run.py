@@ -113,11 +113,15 @@ def _connect(document: Document, address: str | None, console: Console) -> tuple
 
 
 def _threads(document: Document) -> int:
-    """OpenMP threads of all engines on the processor, where the plan says how many."""
-    return sum(
-        args.scaling.most * int(make_plan(args).env.get("OMP_NUM_THREADS", 0))
-        for args in (engine.args for engine in engines_of(document))
-    )
+    """OpenMP threads of all engines; 0 where one is not on the processor, or in workers."""
+    total = 0
+    for args in (engine.args for engine in engines_of(document)):
+        plan = make_plan(args)
+        threads = plan.env.get("OMP_NUM_THREADS", "")
+        if plan.engine_args.get("distributed_executor_backend") != "uni" or not threads.isdigit():
+            return 0
+        total += args.scaling.most * int(threads)
+    return total
 
 
 def _check_reachable(address: str) -> None:

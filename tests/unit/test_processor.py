@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from serve_app.backends import BACKENDS, Machine
 from serve_app.backends.processor import ENGINE_CPUS, this_machine
-from serve_app.config import parse_args
+from serve_app.cli.run import _threads
+from serve_app.config import load, parse_args
 
+ROOT = Path(__file__).parents[2]
 CPUS = sorted(os.sched_getaffinity(0))
 CORES = this_machine().cores
 PROGRAM = """
@@ -59,3 +62,24 @@ def test_the_plan_says_so() -> None:
     args = parse_args({"model": {"id": "m"}})
     made = BACKENDS["cpu"].plan(args, Machine(4, frozenset(), frozenset({3, 1, 2})))
     assert "engines run on processors 1, 2, 3, all else on the others" in made.reasons
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "threads"),
+    [
+        ("backend: cpu", "backend: cpu\n      resources: {num_cpus: 3}", 3),
+        (
+            "backend: cpu",
+            "backend: cpu\n      scaling: {num_replicas: 2}\n      resources: {num_cpus: 3}",
+            6,
+        ),
+        ("backend: cpu", "backend: cpu\n      env: {OMP_NUM_THREADS: '${THREADS}'}", 0),
+        ("max_model_len: 1024", "tensor_parallel_size: 2", 0),
+    ],
+)
+def test_the_threads_of_a_file(write_config, old: str, new: str, threads: int) -> None:
+    assert _threads(load(write_config((old, new)))) == threads
+
+
+def test_a_model_on_a_chip_leaves_the_processor_as_it_is() -> None:
+    assert _threads(load(ROOT / "configs/llama3-8b-inf2.yaml")) == 0
