@@ -144,7 +144,7 @@ def test_bad_files(tmp_path: Path, name: str, content: bytes | None, said: str) 
 
 
 def test_where_the_tokenizer_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     demo = ROOT / "serve_app" / "demo_model"
     assert find(None, "any", str(demo))[1] == "neuron-serve/demo"
     # The server's path does not exist here, but it is the built-in model.
