@@ -305,10 +305,12 @@ async def exact_load(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below those that the kernel gives to Ray as well, before this one is used."""
+    while True:
+        port = random.randrange(20_000, 29_900)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def medians(rounds: list[Point]) -> Point:

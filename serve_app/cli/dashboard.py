@@ -21,8 +21,11 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _TIMEOUT_S = 30.0
 """Ray beside starting engines has taken 14 s to take a config."""
 _LOG_TAIL = 400
-# The one line of serve_app.engine.errors and serve_app.config that stands in a traceback.
-_CAUSE = re.compile(r"(?:StartupError|ConfigError): (.+)")
+# The one line of serve_app.engine.errors and serve_app.config that stands in a traceback; of what
+# HAProxy says when it does not start, the first that is no notice.
+_CAUSE = re.compile(
+    r"(?:(?:StartupError|ConfigError): |HAProxy crashed(?:.|\n)*?\[ALERT\] +\(\d+\) : )(.+)"
+)
 
 
 class DashboardError(RuntimeError):

@@ -174,16 +174,14 @@ def _with_front_door() -> dict[str, str]:
 
 
 def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe:
+    """The next free one. Not any that the kernel would give: it gives such to Ray as well, before
+    HAProxy listens."""
+    for port in range(preferred, preferred + 100):
+        with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("0.0.0.0", port))
-            except OSError:
-                continue
-            chosen: int = probe.getsockname()[1]
-            return chosen
-    raise OSError("no free TCP port")
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise OSError(f"no free TCP port from {preferred} on")
 
 
 def _check_port(document: Document) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +34,13 @@ HTTP = httpx.Client(verify=False, timeout=60)
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Between Ray's workers (10002 to 19999) and its replicas (from 30000 on), and none that the
+    kernel gives to whoever asks: until it is used, it stays free."""
+    while True:
+        port = random.randrange(20_000, 29_900)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def issue_keys(file: Path, keys: Iterable[dict[str, Any]]) -> dict[str, str]:

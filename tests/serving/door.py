@@ -35,7 +35,8 @@ MODEL = """
       model: {{id: demo-{name}, source: "builtin:demo", aliases: {aliases}}}
       engine: {{max_model_len: 1024, max_num_seqs: 32, enforce_eager: true}}
       resources: {{num_cpus: 0.2}}
-      health: {{drain_timeout_s: 5}}
+      # No probes of idle engines: their tokens are in vLLM's counters, and in no record of use.
+      health: {{drain_timeout_s: 5, probe_period_s: 3600}}
       access: {access}
       limits: {{max_body_mib: 2, max_ongoing_requests: 1000, max_queued_requests: 1000}}
 """
