@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 DATA_PLANE = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
@@ -21,3 +23,19 @@ DATA_PLANE = {
     "RAY_worker_niceness": "0",
 }
 """On any machine. Where HAProxy itself is, RAY_SERVE_HAPROXY_BINARY_PATH says, an absolute path."""
+
+
+def data_plane(environment: Mapping[str, str]) -> str:
+    """One line: how tokens reach clients, and how to get the fast way."""
+    if environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        line = "data plane: HAProxy to the replica (fast)"
+        if environment.get("RAY_SERVE_HAPROXY_BINARY_PATH"):
+            return line
+        return (
+            f"{line}, as Ray starts it: it may miss that a client left. "
+            "Set RAY_SERVE_HAPROXY_BINARY_PATH to neuron-serve-haproxy's path where Ray starts"
+        )
+    return (
+        "data plane: Ray's Python proxy (slow). For the fast one start with `neuron-serve run`, "
+        "or set RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_ENABLE_DIRECT_INGRESS=1 where Ray starts"
+    )

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.backends import engines, make_plan, side_channels
 from serve_app.config import AppArgs, ConfigError, Severity, parse_args
+from serve_app.config.data_plane import data_plane
 from serve_app.config.serve_file import DECODE, ENGINE, PREFILL
 from serve_app.deployments.access import keep_house, open_access
 from serve_app.deployments.prefill_pool import PrefillPool
@@ -173,13 +174,3 @@ async def _starts_up() -> bool:
     status = (await asyncio.to_thread(serve.status)).applications.get(name)
     prefill = status.deployments.get(PREFILL) if status else None
     return prefill is not None and prefill.status in ("UPDATING", "UPSCALING")
-
-
-def data_plane(environment: Any) -> str:
-    """One line: how tokens reach clients, and how to get the fast way."""
-    if environment.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
-        return "data plane: HAProxy to the replica (fast)"
-    return (
-        "data plane: Ray's Python proxy (slow). For the fast one start with `neuron-serve run`, "
-        "or set RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_ENABLE_DIRECT_INGRESS=1 where Ray starts"
-    )

@@ -10,6 +10,7 @@ from serve_app.doctor.check import Answer, check, fail, ok, warn
 from serve_app.doctor.machine import Machine
 
 _FLAGS = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_ENABLE_DIRECT_INGRESS")
+_PROGRAM = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _PORTS = {
     8000: "HTTP of Serve",
     8265: "Ray's dashboard",
@@ -53,14 +54,20 @@ def data_plane(machine: Machine) -> Answer | None:
                 f"Ray (pid {process.pid}) has no {' and no '.join(missing)}: tokens pass Python",
                 "`ray stop`, then `neuron-serve run`, or set both to 1 where `ray start` runs",
             )
+        if not environ.get(_PROGRAM):
+            return warn(
+                f"Ray (pid {process.pid}) has no {_PROGRAM}: its own HAProxy misses some clients "
+                "that leave",
+                "`ray stop`, then `neuron-serve run`, or set it to $(which neuron-serve-haproxy)",
+            )
     return ok("Ray runs with HAProxy to the replicas")
 
 
 @check("haproxy", "HAProxy is there and runs", "ray/serve/_private/haproxy.py")
 def haproxy(machine: Machine) -> Answer:
-    path = machine.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    path = machine.environ.get(_PROGRAM)
     if path and not Path(path).is_absolute():
-        return fail(f"RAY_SERVE_HAPROXY_BINARY_PATH={path} is not absolute", "give the whole path")
+        return fail(f"{_PROGRAM}={path} is not absolute", "give the whole path")
     mend = "pip install 'ray[serve]==2.60.*' on Linux; without HAProxy all works, slower"
     binary = path or _bundled()
     if binary is None:

@@ -56,6 +56,8 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
       stands at the request's own destination, which for such a request is a port that refuses.
     - A client has 30 s to send a request's head, and as long for what of its body fits the
       buffer. Without that wait, a body that comes in a packet of its own would not be seen.
+    - Nothing is spliced: HAProxy 2.8 with Ray's `option splice-request` can miss that a client
+      left before its answer began, and then spins until the engine has made it for nobody.
     """
     frontend = _FRONTEND.search(config)
     if _MARK in config or frontend is None or not config.startswith("global\n"):
@@ -63,7 +65,7 @@ def with_front_door(config: str, here: Path = _HERE) -> str:
     port = frontend["bind"].rpartition(":")[2]
     backends = "".join(f" {prefix}={name}" for name, prefix in _PREFIX.findall(config))
     program = (
-        f"global\n    {_MARK}the front door's table\n"
+        f"global\n    nosplice\n    {_MARK}the front door's table\n"
         f"    setenv NEURON_SERVE_PORT {port}\n"
         f"    lua-load {here / 'front_door.lua'}{backends}\n"
     )

@@ -51,11 +51,14 @@ def issue_keys(file: Path, keys: Iterable[dict[str, Any]]) -> dict[str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The fast data plane, with side ports of its own and no wait for a load balancer."""
+    """README's for `serve run`, with side ports of its own and no wait for a load balancer."""
     return {
         **os.environ,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(
+            Path(sys.executable).with_name("neuron-serve-haproxy")
+        ),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",

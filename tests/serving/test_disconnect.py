@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 
 import httpx
+import pytest
 
 from tests.serving.conftest import HTTP, MODEL, Stack
 
@@ -45,19 +45,15 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(stack: Stack) -> None:
 
 
 def test_a_client_that_leaves_a_whole_answer_frees_the_engine(stack: Stack) -> None:
-    """Idle within a second of the client's leaving, and before all 900 tokens are made.
+    """Idle within a second of the client's leaving, and before all 900 tokens are made; always.
 
-    Several tries, as an engine that spins on every core of a small machine can keep this very
-    process from running, so that it leaves, or looks, late.
+    The client sends head and body in two packets, as most do.
     """
     seen = []
-    for _ in range(12):
+    for _ in range(5):
         before = stack.metric("vllm:generation_tokens_total")
-        with suppress(httpx.ReadTimeout):
+        with pytest.raises(httpx.ReadTimeout):
             HTTP.post(f"{stack.url}/v1/chat/completions", json=BODY, timeout=0.5)
         seconds = wait_until_idle(stack)
-        made = stack.metric("vllm:generation_tokens_total") - before
-        seen.append((round(seconds, 1), made))
-        if seconds < 1.0 and 1 < made < 800:
-            return
-    raise AssertionError(f"the engine went on for clients that had left: {seen} (s, tokens)")
+        seen.append((round(seconds, 1), stack.metric("vllm:generation_tokens_total") - before))
+    assert all(seconds < 1.0 and 1 < made < 800 for seconds, made in seen), seen

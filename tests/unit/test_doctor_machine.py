@@ -27,7 +27,11 @@ CPU = {
     "torch": "2.13.0+cpu",
     "transformers": "5.23.0",
 }
-FLAGS = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}
+FLAGS = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": "/venv/bin/neuron-serve-haproxy",
+}
 
 
 def machine(root: Path, packages: dict[str, str] | None = None, **fields: Any) -> Machine:
@@ -225,6 +229,10 @@ def test_ray_and_its_data_plane(tmp_path: Path) -> None:
     one = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
     answer = look("data-plane", machine(tmp_path, ray_processes=lambda: [raylet(one)]))
     assert "has no RAY_SERVE_ENABLE_DIRECT_INGRESS: tokens pass Python" in answer.line
+    rays = {name: FLAGS[name] for name in FLAGS if name != "RAY_SERVE_HAPROXY_BINARY_PATH"}
+    answer = look("data-plane", machine(tmp_path, ray_processes=lambda: [raylet(rays)]))
+    assert answer.status == "warn"
+    assert "has no RAY_SERVE_HAPROXY_BINARY_PATH" in answer.line
 
 
 def test_another_ray_runs(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import itertools
 import json
 import os
+import queue
 import re
+import select
 import socket
 import subprocess
 import sys
@@ -45,6 +48,8 @@ class Server:
     headers: list[Mapping[str, str]] = field(default_factory=list)
     go_on: threading.Event = field(default_factory=threading.Event)
     """A stream waits for it after its first event."""
+    left: queue.Queue[bool] = field(default_factory=queue.Queue)
+    """Whether a client left, before 5 s had passed without an answer."""
     _server: ThreadingHTTPServer | None = None
 
     def start(self) -> None:
@@ -70,6 +75,9 @@ class Server:
                 do = json.loads(self.headers.get("x-do", "{}"))
                 if do.get("stream"):
                     return self.stream(do)
+                if do.get("wait"):
+                    left, _, _ = select.select([self.connection], [], [], 5)
+                    return mine.left.put(bool(left))
                 said = {"by": mine.name, "path": self.path, "length": len(body)}
                 text = do.get("text", json.dumps(said))
                 kind = do.get("type", "application/json")
@@ -77,12 +85,12 @@ class Server:
                 return None
 
             def say(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                with suppress(BrokenPipeError):  # a check of HAProxy reads no further than it must
+                with suppress(ConnectionError):  # a check of HAProxy reads no further than it must
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    self.send_header("content-length", str(len(body)))
+                    self.end_headers()
                     self.wfile.write(body)
 
             def stream(self, do: dict[str, Any]) -> None:
@@ -209,6 +217,8 @@ defaults
     log global
     option httplog
     option abortonclose
+    option splice-request
+    option splice-response
     option redispatch 1
     retry-on conn-failure
     # Normalize 502/503/504 to 500 per Serve's default behavior.
@@ -583,6 +593,27 @@ def test_a_stream_arrives_as_it_is_made(edge: Edge) -> None:
         assert answer.read1(100) == b"data: 1\n\n"  # while the second event waits
         edge.a.go_on.set()
         assert answer.read() == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    ("length", "packets"),
+    [(100, (0,)), (100, (0, 1)), (2 * BUFFER, (0,)), (2 * BUFFER, (0, BUFFER)), (9000, (0, 5000))],
+)
+def test_a_client_that_leaves_before_its_answer(
+    edge: Edge, length: int, packets: tuple[int, ...]
+) -> None:
+    """The replica is told at once, however the request came. `packets`: where each begins."""
+    body = json.dumps({"model": "llama", "prompt": "x" * length}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n" % len(body)
+    whole = head + b'x-do: {"wait": true}\r\n\r\n' + body
+    with socket.create_connection(("127.0.0.1", edge.port), 10) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for begin, end in itertools.pairwise((*packets, len(whole))):
+            client.sendall(whole[begin:end])
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert edge.a.left.empty()
+    assert edge.a.left.get(timeout=10)
 
 
 def test_a_connection_is_used_again_for_another_model(edge: Edge) -> None:
