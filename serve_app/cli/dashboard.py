@@ -15,6 +15,7 @@ from typing import Any
 
 import requests
 
+from serve_app.doctor.log import Reader
 from serve_app.engine.phases import Phase
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -163,15 +164,25 @@ def auth_token() -> str | None:
 
 
 def one_line(messages: list[str]) -> str:
-    """The first cause among Serve's messages, which hold whole tracebacks."""
+    """The first cause among Serve's messages, which hold whole tracebacks, with its mend."""
     for message in messages:
         if cause := _CAUSE.search(message):
-            return cause[1].strip()
+            return _with_mend(cause[1].strip())
     for message in messages:
         if lines := [line.strip() for line in message.splitlines() if line.strip()]:
             exceptions = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-            return _short((exceptions or lines)[-1 if exceptions else 0])
+            return _with_mend(_short((exceptions or lines)[-1 if exceptions else 0]))
     return ""
+
+
+def _with_mend(line: str) -> str:
+    """A line that names no mend gets the doctor's, if the doctor knows it."""
+    if " -> " in line:
+        return line
+    reader = Reader()
+    reader.read(line.encode())
+    causes = reader.report.causes
+    return f"{line} -> {causes[0].mend}" if causes else line
 
 
 def _short(line: str, limit: int = 600) -> str:

@@ -35,6 +35,14 @@ BUFFER = 16384
 """tune.bufsize of the file below."""
 
 
+class Quiet(ThreadingHTTPServer):
+    allow_reuse_address = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # HAProxy's checks just leave
+            super().handle_error(request, client_address)
+
+
 @dataclass
 class Server:
     """An application, or the front door. A header `x-do` says how it answers, as JSON."""
@@ -85,13 +93,12 @@ class Server:
                 return None
 
             def say(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-                with suppress(ConnectionError):  # a check of HAProxy reads no further than it must
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("content-length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def stream(self, do: dict[str, Any]) -> None:
                 self.send_response(do.get("status", 200))
@@ -104,8 +111,7 @@ class Server:
                     mine.go_on.wait(10)
                 self.wfile.write(b"0\r\n\r\n")
 
-        ThreadingHTTPServer.allow_reuse_address = True
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server = Quiet(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

@@ -20,7 +20,19 @@ def test_why_haproxy_did_not_start() -> None:
     said = one_line([CRASH])
     assert said == (
         "Binding [haproxy.cfg:114] for proxy stats: cannot bind socket (Address already in use) "
-        "for [0.0.0.0:52365]"
+        "for [0.0.0.0:52365] -> `neuron-serve doctor` says who holds the port; "
+        "a HAProxy left over from an older Ray is usual: end it"
+    )
+
+
+def test_a_line_with_its_own_mend_stays() -> None:
+    line = "cannot bind socket (Address already in use) for [0.0.0.0:1] -> choose another port"
+    assert one_line([f"ConfigError: {line}"]) == line
+
+
+def test_an_unknown_line_stays() -> None:
+    assert (
+        one_line(["ValueError: nobody has seen this one"]) == "ValueError: nobody has seen this one"
     )
 
 
