@@ -8,7 +8,6 @@ import os
 import random
 import re
 import time
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ applications:
       engine:
         max_model_len: 1024
         max_num_seqs: 32
+        dtype: float32        # in bfloat16 two tokens can tie, and the batch decides
         enforce_eager: true   # four engines would compile the same graph for minutes
         enable_auto_tool_choice: true
         tool_call_parser: hermes
@@ -164,28 +164,6 @@ def alone(url: str, bodies: list[dict[str, Any]]) -> list[str]:
     answers = ask_all(url, whole, 32)
     assert all(answer.complete for answer in answers), answers
     return [answer.text for answer in answers]
-
-
-def tie(url: str, body: dict[str, Any], text: str) -> bool:
-    """Whether a text leaves one engine's answer only where two tokens are as good as equal.
-
-    Which of them wins then depends on what else is in the batch. In bfloat16 their log
-    probabilities lie on a grid of 1/64 or coarser, so that two can be equal.
-    """
-    asked = {**body, "stream": False, "prompt_logprobs": 0, "logprobs": 2}
-    reply = HTTP.post(f"{url}/v1/completions", json=asked).raise_for_status()
-    (choice,) = reply.json()["choices"]
-    if choice["text"] == text:
-        return True
-    probs = choice["logprobs"]
-    # A prompt that ends within a character stands before what was generated.
-    prompt = len(choice["text"]) - probs["text_offset"][-1] - len(probs["tokens"][-1])
-    pairs = zip(choice["text"], text, strict=False)
-    common = next((i for i, (a, b) in enumerate(pairs) if a != b), 0) - max(prompt, 0)
-    at = max(bisect_right(probs["text_offset"], common) - 1, 0)
-    likeliest = probs["top_logprobs"][at].values()
-    second, first = [float("-inf"), *sorted(likeliest)][-2:]
-    return bool(first - second < 0.05)
 
 
 def replicas(stack: Stack, deployment: str) -> list[psutil.Process]:

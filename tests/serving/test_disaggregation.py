@@ -30,7 +30,6 @@ from tests.serving.disaggregated import (
     engine_of,
     replicas,
     scrape,
-    tie,
     tokens,
     wait_until,
 )
@@ -98,10 +97,7 @@ def test_200_answers_equal_the_single_engines(pd: Stack) -> None:
     moved, alone_here = transferred(pd) - moved, fallbacks(pd) - alone_here
     assert moved + alone_here == 200
     assert moved >= 180  # a loaded machine may miss a deadline
-    found = zip(bodies, answers, alone(pd.url, bodies), strict=True)
-    others = [(body, answer.text) for body, answer, single in found if answer.text != single]
-    assert len(others) <= 4, others
-    assert [(body, text) for body, text in others if not tie(pd.url, body, text)] == []
+    assert [answer.text for answer in answers] == alone(pd.url, bodies)
     assert failures(pd) == 0
 
 

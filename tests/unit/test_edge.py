@@ -603,7 +603,13 @@ def test_a_stream_arrives_as_it_is_made(edge: Edge) -> None:
 
 @pytest.mark.parametrize(
     ("length", "packets"),
-    [(100, (0,)), (100, (0, 1)), (2 * BUFFER, (0,)), (2 * BUFFER, (0, BUFFER)), (9000, (0, 5000))],
+    [
+        (100, (0,)),
+        (100, (0, -100)),
+        (2 * BUFFER, (0,)),
+        (2 * BUFFER, (0, BUFFER)),
+        (9000, (0, 5000)),
+    ],
 )
 def test_a_client_that_leaves_before_its_answer(
     edge: Edge, length: int, packets: tuple[int, ...]
